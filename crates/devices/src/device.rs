@@ -1,0 +1,167 @@
+//! The lifecycle every device shares.
+//!
+//! A device is a plain state machine. It is handed a [`Cx`] whenever anything happens to it and
+//! can reach nothing else. Timers are not registered anywhere: a device computes its next
+//! [`Device::deadline`] from its own state, the board calls [`Device::expire`] at the first position
+//! whose guest time is at or past it. So saving a device's own fields saves everything.
+
+use base::GuestTime;
+use memory::Ram;
+use serde::{Deserialize, Serialize};
+
+/// What a device may touch while it handles something.
+pub struct Cx<'a> {
+    /// Guest time now.
+    pub now: GuestTime,
+    /// Guest memory, for DMA.
+    pub ram: &'a mut Ram,
+    /// Interrupt lines and messages, and requests to the board; applied when the device returns.
+    pub irq: &'a mut IrqSink,
+    /// What leaves the machine. Write-only: nothing can be learned from it.
+    pub out: &'a mut dyn Outside,
+}
+
+/// Where bytes that leave the machine go. Recomputed on replay.
+pub trait Outside {
+    /// Bytes sent by serial port or console `port` (0 is the machine's console).
+    fn console(&mut self, port: u32, bytes: &[u8]);
+    /// An Ethernet frame sent by network card `card`, without FCS.
+    fn frame(&mut self, card: u32, frame: &[u8]);
+}
+
+/// What a device asks of the board.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Drive interrupt line `gsi` (global system interrupt: IOAPIC pin; below 16 also the 8259s,
+    /// after ISA mapping) to `level`.
+    Line {
+        /// Global system interrupt number.
+        gsi: u8,
+        /// Asserted or not.
+        level: bool,
+    },
+    /// A message-signalled interrupt: a write of `data` to `address` (SDM vol. 3A, 10.11).
+    Message {
+        /// Message address.
+        address: u64,
+        /// Message data.
+        data: u32,
+    },
+    /// ACPI S5: the guest powered off.
+    PowerOff,
+    /// The guest asked for a reset (keyboard controller, ACPI reset register, port 0xcf9).
+    Reset,
+    /// The guest reported a panic (pvpanic).
+    Panic,
+    /// The guest wrote its exit status to a debug-exit port.
+    DebugExit(u32),
+}
+
+/// Collects [`Request`]s while a device runs.
+#[derive(Default, Debug)]
+pub struct IrqSink {
+    /// In the order they were made.
+    pub requests: Vec<Request>,
+}
+
+impl IrqSink {
+    /// Drives an interrupt line.
+    pub fn line(&mut self, gsi: u8, level: bool) {
+        self.requests.push(Request::Line { gsi, level });
+    }
+    /// Sends a message-signalled interrupt.
+    pub fn message(&mut self, address: u64, data: u32) {
+        self.requests.push(Request::Message { address, data });
+    }
+}
+
+/// A device's saved state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// Which kind of device this is, e.g. `"i8254"`.
+    pub kind: String,
+    /// Version of `payload`'s layout, counted from 1.
+    pub version: u32,
+    /// The fields, encoded by postcard.
+    pub payload: Vec<u8>,
+}
+
+/// A saved state that cannot be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Saved by another kind of device or an unknown version.
+    #[error("device state is {found_kind} v{found_version}, this machine has {kind} v{version}")]
+    Mismatch {
+        /// This device's kind.
+        kind: &'static str,
+        /// This device's version.
+        version: u32,
+        /// What the state says.
+        found_kind: String,
+        /// What the state says.
+        found_version: u32,
+    },
+    /// The payload does not decode or holds impossible values.
+    #[error("state of device {kind} is damaged: {why}")]
+    Damaged {
+        /// This device's kind.
+        kind: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// The shared lifecycle.
+///
+/// * Every method is a function of the device's fields and its arguments.
+/// * `save` followed by `restore` on a fresh device of the same configuration gives a device that
+///   behaves identically for ever after. WARNING: a field left out of `save` is a divergence.
+/// * No guest behaviour may panic a device; impossible accesses are ignored or answered with ones.
+///   NB: this includes lengths, offsets and descriptor chains read from guest memory.
+/// * `restore` never trusts its input: it validates, and fails with [`StateError`].
+pub trait Device {
+    /// Kind, as in [`DeviceState::kind`].
+    fn kind(&self) -> &'static str;
+    /// Back to power-on state (configuration such as attached images stays).
+    fn reset(&mut self);
+    /// The whole guest-visible and behaviour-relevant state.
+    fn save(&self) -> DeviceState;
+    /// Takes on a saved state.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError>;
+    /// A read of `data.len()` (1, 2, 4 or 8) bytes at `offset` of the device's register block
+    /// number `block` (the board or the PCI host says which block is mapped where).
+    fn read(&mut self, cx: &mut Cx, block: u32, offset: u64, data: &mut [u8]);
+    /// A write, likewise.
+    fn write(&mut self, cx: &mut Cx, block: u32, offset: u64, data: &[u8]);
+    /// The guest time at which the device next acts by itself.
+    fn deadline(&self) -> Option<GuestTime> {
+        None
+    }
+    /// Called once guest time has reached [`Self::deadline`]; afterwards the deadline must lie
+    /// later than `cx.now`, or be `None`.
+    fn expire(&mut self, _cx: &mut Cx) {}
+}
+
+impl DeviceState {
+    /// Encodes a device's fields.
+    pub fn encode<T: Serialize>(kind: &'static str, version: u32, fields: &T) -> Self {
+        let payload = postcard::to_stdvec(fields).expect("device fields are plain data");
+        Self { kind: kind.into(), version, payload }
+    }
+    /// Decodes them again, checking kind and version.
+    pub fn decode<'a, T: Deserialize<'a>>(
+        &'a self,
+        kind: &'static str,
+        version: u32,
+    ) -> Result<T, StateError> {
+        if self.kind != kind || self.version != version {
+            return Err(StateError::Mismatch {
+                kind,
+                version,
+                found_kind: self.kind.clone(),
+                found_version: self.version,
+            });
+        }
+        postcard::from_bytes(&self.payload).map_err(|e| StateError::Damaged { kind, why: e.to_string() })
+    }
+}

@@ -1,0 +1,329 @@
+//! The guest's RAM: one host mapping, laid out as a PC has it.
+//!
+//! Guest physical addresses `0 .. LOW_RAM_MAX` come first; what does not fit there appears from
+//! 4 GiB upwards, leaving the hole below 4 GiB to devices. Inside, a page is known by its *index*
+//! (dense, from 0), which is also its place in the host mapping.
+
+use crate::Marks;
+use base::{GuestPhys, PAGE_SHIFT, PAGE_SIZE};
+
+/// RAM below the device hole, in bytes (3 GiB).
+pub const LOW_RAM_MAX: u64 = 0xc000_0000;
+/// Where RAM continues above the device hole.
+const HIGH_RAM: u64 = 1 << 32;
+
+/// Why guest memory could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// The size is zero or not a multiple of the page size.
+    #[error("guest memory of {0} bytes is not a positive multiple of 4 KiB; pass for example --memory 512M")]
+    Size(u64),
+    /// The host would not map that much.
+    #[error("the host cannot map {bytes} bytes of guest memory ({source}); pass a smaller --memory")]
+    Map {
+        /// What was asked for.
+        bytes: u64,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+}
+
+/// A write to a page bearing one of [`Marks::DISTURBING`], for the processors to act on before
+/// they run again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Disturbance {
+    /// The page's index.
+    pub page: usize,
+    /// First byte written, from the start of the page.
+    pub offset: u16,
+    /// Bytes written, at most the page size.
+    pub len: u16,
+    /// For writes of 8 aligned bytes or fewer within one aligned 8-byte word: that word before the
+    /// write, so that a page-table entry that was not present can be told from one that was.
+    pub old_word: Option<u64>,
+}
+
+/// Guest RAM. Bytes outside of it do not exist here: every access says whether it succeeded.
+pub struct Ram {
+    base: *mut u8,
+    size: u64,
+    marks: Vec<Marks>,
+    dirty: Vec<u32>,
+    epoch: u64,
+    disturbances: Vec<Disturbance>,
+}
+
+// SAFETY: `base` is an exclusively owned mapping; all access goes through `&self`/`&mut self`, and
+// the processors that hold raw page pointers run only while the owner of the `Ram` lets them.
+unsafe impl Send for Ram {}
+
+impl Ram {
+    /// Zeroed RAM of `bytes` (a positive multiple of the page size), with every page clean.
+    pub fn new(bytes: u64) -> Result<Self, RamError> {
+        if bytes == 0 || bytes % PAGE_SIZE as u64 != 0 || bytes > 1 << 46 {
+            return Err(RamError::Size(bytes));
+        }
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(RamError::Map { bytes, source: std::io::Error::last_os_error() });
+        }
+        let pages = (bytes >> PAGE_SHIFT) as usize;
+        Ok(Self {
+            base: base.cast(),
+            size: bytes,
+            marks: vec![Marks::default(); pages],
+            dirty: Vec::new(),
+            epoch: 0,
+            disturbances: Vec::new(),
+        })
+    }
+
+    /// Bytes of RAM.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Number of pages; indexes run below it.
+    pub fn pages(&self) -> usize {
+        self.marks.len()
+    }
+
+    /// The ranges of guest physical addresses that are RAM: start and length in bytes.
+    pub fn ranges(&self) -> Vec<(GuestPhys, u64)> {
+        let low = self.size.min(LOW_RAM_MAX);
+        let mut ranges = vec![(GuestPhys(0), low)];
+        if self.size > low {
+            ranges.push((GuestPhys(HIGH_RAM), self.size - low));
+        }
+        ranges
+    }
+
+    /// The index of the page that holds `at`, or `None` when `at` is not RAM.
+    #[inline]
+    pub fn page_index(&self, at: GuestPhys) -> Option<usize> {
+        let offset = if at.0 < LOW_RAM_MAX {
+            at.0
+        } else if at.0 >= HIGH_RAM {
+            at.0 - HIGH_RAM + LOW_RAM_MAX
+        } else {
+            return None;
+        };
+        (offset < self.size).then_some((offset >> PAGE_SHIFT) as usize)
+    }
+
+    /// The guest physical address of the page with index `page`.
+    pub fn page_address(&self, page: usize) -> GuestPhys {
+        let offset = (page as u64) << PAGE_SHIFT;
+        GuestPhys(if offset < LOW_RAM_MAX { offset } else { offset - LOW_RAM_MAX + HIGH_RAM })
+    }
+
+    /// The host address of a page. Writing through it is only allowed to a processor that obeys
+    /// the marks (see [`Marks`]).
+    #[inline]
+    pub fn host_page(&self, page: usize) -> *mut u8 {
+        assert!(page < self.marks.len());
+        // SAFETY: in bounds of the mapping, just checked.
+        unsafe { self.base.add(page << PAGE_SHIFT) }
+    }
+
+    /// The bytes of a page.
+    pub fn page_bytes(&self, page: usize) -> &[u8; PAGE_SIZE] {
+        // SAFETY: a whole page inside the mapping, which lives as long as `self`; processors do
+        // not run while the owner is borrowed.
+        unsafe { &*self.host_page(page).cast() }
+    }
+
+    /// Reads RAM into `buf`; false (and `buf` unspecified) when any byte is not RAM.
+    #[must_use]
+    pub fn read(&self, at: GuestPhys, buf: &mut [u8]) -> bool {
+        let mut done = 0;
+        while done < buf.len() {
+            let here = at.offset(done as u64);
+            let Some(page) = self.page_index(here) else { return false };
+            let n = (PAGE_SIZE - here.page_offset()).min(buf.len() - done);
+            buf[done..done + n].copy_from_slice(&self.page_bytes(page)[here.page_offset()..][..n]);
+            done += n;
+        }
+        true
+    }
+
+    /// Writes `data` to RAM, marking pages dirty and noting disturbances; false when any byte is
+    /// not RAM (those before it have then been written).
+    #[must_use]
+    pub fn write(&mut self, at: GuestPhys, data: &[u8]) -> bool {
+        let mut done = 0;
+        while done < data.len() {
+            let here = at.offset(done as u64);
+            let Some(page) = self.page_index(here) else { return false };
+            let n = (PAGE_SIZE - here.page_offset()).min(data.len() - done);
+            self.write_page(page, here.page_offset(), &data[done..done + n]);
+            done += n;
+        }
+        true
+    }
+
+    /// Writes `data` inside one page.
+    pub fn write_page(&mut self, page: usize, offset: usize, data: &[u8]) {
+        assert!(offset + data.len() <= PAGE_SIZE);
+        self.mark_dirty(page);
+        if self.marks[page].any(Marks::DISTURBING) {
+            let word = offset & !7;
+            let old_word = (offset + data.len() <= word + 8).then(|| {
+                u64::from_le_bytes(self.page_bytes(page)[word..word + 8].try_into().expect("8 bytes"))
+            });
+            self.disturbances.push(Disturbance {
+                page,
+                offset: offset as u16,
+                len: data.len() as u16,
+                old_word,
+            });
+        }
+        // SAFETY: in bounds of the page, just checked; `data` cannot overlap the guest's mapping
+        // mutably because we hold `&mut self`.
+        unsafe { std::ptr::copy(data.as_ptr(), self.host_page(page).add(offset), data.len()) };
+    }
+
+    /// Reads a little-endian integer of `N` bytes.
+    pub fn read_array<const N: usize>(&self, at: GuestPhys) -> Option<[u8; N]> {
+        let mut buf = [0; N];
+        self.read(at, &mut buf).then_some(buf)
+    }
+
+    /// Reads a little-endian 64-bit word.
+    #[inline]
+    pub fn read_u64(&self, at: GuestPhys) -> Option<u64> {
+        self.read_array(at).map(u64::from_le_bytes)
+    }
+
+    /// Writes a little-endian 64-bit word.
+    #[must_use]
+    pub fn write_u64(&mut self, at: GuestPhys, value: u64) -> bool {
+        self.write(at, &value.to_le_bytes())
+    }
+
+    /// Sets `bits` in the little-endian 64-bit word at `at` (8-aligned) without noting a
+    /// disturbance: for a page walk that sets Accessed and Dirty bits, which changes no translation.
+    /// False when `at` is not RAM.
+    #[must_use]
+    pub fn set_bits_quietly(&mut self, at: GuestPhys, bits: u64) -> bool {
+        assert!(at.0 % 8 == 0);
+        let (Some(page), Some(old)) = (self.page_index(at), self.read_u64(at)) else { return false };
+        self.mark_dirty(page);
+        // SAFETY: eight bytes inside a page of the mapping.
+        unsafe {
+            self.host_page(page).add(at.page_offset()).cast::<u64>().write_unaligned((old | bits).to_le())
+        };
+        true
+    }
+
+    /// A page's marks.
+    #[inline]
+    pub fn marks(&self, page: usize) -> Marks {
+        self.marks[page]
+    }
+
+    /// Adds marks to a page. [`Marks::DIRTY`] goes through [`Self::mark_dirty`].
+    pub fn add_marks(&mut self, page: usize, marks: Marks) {
+        debug_assert!(!marks.any(Marks::DIRTY));
+        self.marks[page] = self.marks[page].with(marks);
+    }
+
+    /// Removes marks from a page.
+    pub fn remove_marks(&mut self, page: usize, marks: Marks) {
+        debug_assert!(!marks.any(Marks::DIRTY));
+        self.marks[page] = self.marks[page].without(marks);
+    }
+
+    /// Notes that a page is (about to be) written in this epoch.
+    #[inline]
+    pub fn mark_dirty(&mut self, page: usize) {
+        if !self.marks[page].any(Marks::DIRTY) {
+            self.marks[page] = self.marks[page].with(Marks::DIRTY);
+            self.dirty.push(page as u32);
+        }
+    }
+
+    /// The pages written in the current epoch, in the order of their first write.
+    pub fn dirty_pages(&self) -> &[u32] {
+        &self.dirty
+    }
+
+    /// Starts a new epoch: every page is clean. Processors must drop their write translations
+    /// (they compare [`Self::epoch`]).
+    pub fn begin_epoch(&mut self) {
+        for page in self.dirty.drain(..) {
+            self.marks[page as usize] = self.marks[page as usize].without(Marks::DIRTY);
+        }
+        self.epoch += 1;
+    }
+
+    /// The number of the current epoch.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether anything was noted since the last [`Self::take_disturbances`].
+    #[inline]
+    pub fn is_disturbed(&self) -> bool {
+        !self.disturbances.is_empty()
+    }
+
+    /// The writes to disturbing pages since the last call, oldest first.
+    pub fn take_disturbances(&mut self) -> Vec<Disturbance> {
+        std::mem::take(&mut self.disturbances)
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and nobody uses it any more.
+        unsafe { libc::munmap(self.base.cast(), self.size as usize) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_above_the_hole_appears_at_four_gibibytes() {
+        let ram = Ram::new(LOW_RAM_MAX + 0x2000).unwrap();
+        assert_eq!(ram.page_index(GuestPhys(LOW_RAM_MAX)), None);
+        let high = ram.page_index(GuestPhys(HIGH_RAM + 0x1000)).unwrap();
+        assert_eq!(ram.page_address(high), GuestPhys(HIGH_RAM + 0x1000));
+        assert_eq!(ram.page_index(GuestPhys(HIGH_RAM + 0x2000)), None);
+    }
+
+    #[test]
+    fn a_write_marks_its_page_dirty_once_per_epoch() {
+        let mut ram = Ram::new(0x4000).unwrap();
+        assert!(ram.write(GuestPhys(0x1ffe), &[1, 2, 3, 4]));
+        assert!(ram.write(GuestPhys(0x1000), &[9]));
+        assert_eq!(ram.dirty_pages(), &[1, 2]);
+        ram.begin_epoch();
+        assert!(ram.dirty_pages().is_empty());
+        assert_eq!(ram.read_array(GuestPhys(0x1ffe)), Some([1u8, 2, 3, 4]));
+        assert!(!ram.write(GuestPhys(0x3fff), &[1, 2]), "the second byte is past the end");
+    }
+
+    #[test]
+    fn a_write_to_a_code_page_is_noted_with_the_word_it_replaced() {
+        let mut ram = Ram::new(0x2000).unwrap();
+        assert!(ram.write_u64(GuestPhys(0x1008), 0x55));
+        ram.add_marks(1, Marks::CODE);
+        assert!(ram.write(GuestPhys(0x100a), &[7, 7]));
+        let noted = ram.take_disturbances();
+        assert_eq!(noted, vec![Disturbance { page: 1, offset: 10, len: 2, old_word: Some(0x55) }]);
+        assert!(!ram.is_disturbed());
+    }
+}
