@@ -47,6 +47,20 @@ pub enum Request {
         /// Message data.
         data: u32,
     },
+    /// An interrupt message for the local APICs: from the IOAPIC, or an interprocessor interrupt.
+    Apic(ApicMessage),
+    /// A local APIC ended a level-triggered interrupt; the IOAPIC hears of it (SDM vol. 3A, 10.8.5).
+    EndOfInterrupt {
+        /// The vector whose service ended.
+        vector: u8,
+    },
+    /// A local APIC tells its processor something that is not a maskable interrupt.
+    Processor {
+        /// Index of the processor.
+        cpu: u32,
+        /// What it is told.
+        signal: ProcessorSignal,
+    },
     /// ACPI S5: the guest powered off.
     PowerOff,
     /// The guest asked for a reset (keyboard controller, ACPI reset register, port 0xcf9).
@@ -55,6 +69,97 @@ pub enum Request {
     Panic,
     /// The guest wrote its exit status to a debug-exit port.
     DebugExit(u32),
+}
+
+/// Delivery modes of interrupt messages (SDM vol. 3A, 10.6.1), by their encoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum DeliveryMode {
+    /// To every processor addressed, with the vector given.
+    Fixed = 0,
+    /// To one of the processors addressed.
+    LowestPriority = 1,
+    /// System management interrupt; this machine has none and ignores it.
+    Smi = 2,
+    /// Reserved encoding.
+    Reserved = 3,
+    /// Non-maskable interrupt.
+    Nmi = 4,
+    /// INIT.
+    Init = 5,
+    /// Start-up IPI; the vector names the page to start at.
+    StartUp = 6,
+    /// As if from an 8259; the vector comes from there.
+    ExtInt = 7,
+}
+
+impl DeliveryMode {
+    /// From the three-bit field (higher bits are ignored).
+    pub const fn from_bits(bits: u64) -> Self {
+        match bits & 7 {
+            0 => Self::Fixed,
+            1 => Self::LowestPriority,
+            2 => Self::Smi,
+            3 => Self::Reserved,
+            4 => Self::Nmi,
+            5 => Self::Init,
+            6 => Self::StartUp,
+            _ => Self::ExtInt,
+        }
+    }
+}
+
+/// Whom an interrupt message is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// The local APIC with this APIC id; `u32::MAX` is everybody.
+    Physical(u32),
+    /// Those whose logical destination register matches.
+    Logical(u32),
+    /// The sender, a processor's index.
+    Only(u32),
+    /// Everybody.
+    All,
+    /// Everybody but the sender, a processor's index.
+    AllBut(u32),
+}
+
+impl Audience {
+    /// The physical destination of a message with an 8-bit one, where 0xff is everybody.
+    pub const fn physical8(id: u8) -> Self {
+        Self::Physical(if id == 0xff { u32::MAX } else { id as u32 })
+    }
+    /// The destination of a message with 8-bit addressing (IOAPIC, MSI).
+    pub const fn from_8bit(id: u8, logical: bool) -> Self {
+        if logical { Self::Logical(id as u32) } else { Self::physical8(id) }
+    }
+}
+
+/// A message on the way to the local APICs (SDM vol. 3A, 10.6 and 10.11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ApicMessage {
+    /// Whom it is for.
+    pub audience: Audience,
+    /// How it is delivered.
+    pub mode: DeliveryMode,
+    /// The vector.
+    pub vector: u8,
+    /// Level-triggered: its end is reported to the IOAPIC.
+    pub level: bool,
+}
+
+/// What a local APIC tells its processor besides maskable interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessorSignal {
+    /// Non-maskable interrupt.
+    Nmi,
+    /// INIT: reset, then wait for a start-up IPI.
+    Init,
+    /// Start at `vector` × 4 KiB in real mode, if waiting for it.
+    StartUp {
+        /// The page number.
+        vector: u8,
+    },
 }
 
 /// Collects [`Request`]s while a device runs.
