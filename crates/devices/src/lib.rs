@@ -5,5 +5,7 @@
 //! their own; whatever comes from outside reaches them as an input through the gate.
 
 mod device;
+pub mod pci;
+pub mod virtio;
 
 pub use device::{Cx, Device, DeviceState, IrqSink, Outside, Request, StateError};
