@@ -25,6 +25,8 @@ mod rtc;
 #[cfg(test)]
 mod testing;
 mod uart;
+pub mod pci;
+pub mod virtio;
 
 pub use acpi_pm::{AcpiPm, PM_TIMER_HZ};
 pub use debug_console::DebugConsole;
