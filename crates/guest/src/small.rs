@@ -115,9 +115,6 @@ fn assemble(scratch: &Scratch, unpacked: &Path, image: &Package) -> Result<PathB
     let guest = SmallGuest::in_folder(&built);
     fs::rename(&kernel, &guest.kernel).map_err(GuestError::at(&kernel))?;
     fs::write(&guest.initrd, initrd).map_err(GuestError::at(&guest.initrd))?;
-    // Addresses of the kernel's functions, for people who debug it.
-    let map = unpacked.join(format!("boot/System.map-{version}"));
-    let _ = fs::rename(map, built.join("System.map"));
     Ok(built)
 }
 

@@ -77,7 +77,7 @@ fn a_command_reads_what_is_piped_to_it() {
     let words = ["sh", "-c", "wc -c; kill -9 $$"].map(str::to_owned);
     let job = Job::from_words(&words, Mode::Pipe);
     let boot = boot(&guest, Some(job), SILENT, b"\x03four\r\n\x7fmore\n\x04");
-    assert_eq!(String::from_utf8_lossy(&boot.console), "13\n");
+    assert_eq!(String::from_utf8_lossy(&boot.console), "13\nKilled\n");
     assert_eq!(boot.reports, [Report::Ready, Report::Exit(128 + 9)]);
 }
 
