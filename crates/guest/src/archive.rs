@@ -109,7 +109,11 @@ mod tests {
 
     fn example() -> Archive {
         let mut archive = Archive::new();
-        archive.link("bin/sh", "busybox").file("etc/a", 0o640, "text\n").file("bin/busybox", 0o755, [1, 2, 3]);
+        archive.link("bin/sh", "busybox").file("etc/a", 0o640, "text\n").file(
+            "bin/busybox",
+            0o755,
+            [1, 2, 3],
+        );
         archive.char_device("dev/console", 0o600, 5, 1);
         archive
     }

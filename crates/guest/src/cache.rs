@@ -109,11 +109,6 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// The folder.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// A new empty folder inside.
     pub fn folder(&self, name: &str) -> Result<PathBuf, GuestError> {
         let path = self.path.join(name);
@@ -144,7 +139,7 @@ mod tests {
         let entry = guard.publish(&built, "entry").unwrap();
         guard.point("latest", "entry").unwrap();
         guard.point("latest", "entry").unwrap();
-        let left = scratch.path().to_path_buf();
+        let left = scratch.path.clone();
         drop(scratch);
         assert!(!left.exists());
         assert_eq!(fs::read_to_string(entry.join("file")).unwrap(), "new");

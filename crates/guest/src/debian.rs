@@ -72,15 +72,22 @@ impl Apt {
         let apt = Self { own_state: Some(folder.to_path_buf()) };
         // An update that misses one of several sources still ends well; only nothing at all fails.
         let update = apt.run("apt-get", &["update", "-q"], None, "apt-get update");
-        let fetched = fs::read_dir(folder.join("lists"))
-            .is_ok_and(|entries| entries.flatten().any(|e| e.file_name().to_string_lossy().contains("Packages")));
+        let fetched = fs::read_dir(folder.join("lists")).is_ok_and(|entries| {
+            entries.flatten().any(|e| e.file_name().to_string_lossy().contains("Packages"))
+        });
         match update {
             Err(error) if !fetched => Err(error),
             _ => Ok(apt),
         }
     }
 
-    fn run(&self, program: &str, words: &[&str], folder: Option<&Path>, what: &str) -> Result<Vec<u8>, GuestError> {
+    fn run(
+        &self,
+        program: &str,
+        words: &[&str],
+        folder: Option<&Path>,
+        what: &str,
+    ) -> Result<Vec<u8>, GuestError> {
         let mut command = Command::new(program);
         command.args(["-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=20"]);
         // As root, apt would fetch as another user, who cannot write to our folder.
@@ -110,7 +117,8 @@ impl Apt {
         let what = format!("fetching {exact}");
         self.run("apt-get", &["download", "-q", &exact], Some(folder), &what)?;
         let prefix = format!("{}_", package.name);
-        let fetched = fs::read_dir(folder).map_err(GuestError::at(folder))?.flatten().map(|entry| entry.path());
+        let fetched =
+            fs::read_dir(folder).map_err(GuestError::at(folder))?.flatten().map(|entry| entry.path());
         let mut fetched = fetched.filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             name.starts_with(&prefix) && name.ends_with(".deb")

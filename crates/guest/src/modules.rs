@@ -92,7 +92,10 @@ impl Plan<'_> {
             if optional {
                 return Ok(());
             }
-            return Err(GuestError::Odd { package: "the kernel package".into(), what: format!("module {name}") });
+            return Err(GuestError::Odd {
+                package: "the kernel package".into(),
+                what: format!("module {name}"),
+            });
         };
         let content = read_module(path)?;
         let needs = needs_of(&content)
@@ -171,7 +174,9 @@ mod tests {
         elf.extend(&info);
         elf.extend(names);
         elf.extend([0; 64]);
-        for (name, kind, offset, size) in [(1u32, 1u32, 64, info.len()), (10, 3, 64 + info.len(), names.len())] {
+        for (name, kind, offset, size) in
+            [(1u32, 1u32, 64, info.len()), (10, 3, 64 + info.len(), names.len())]
+        {
             elf.extend(name.to_le_bytes());
             elf.extend(kind.to_le_bytes());
             elf.extend([0u64, 0, offset as u64, size as u64, 0, 1, 0].iter().flat_map(|v| v.to_le_bytes()));

@@ -94,7 +94,8 @@ fn alias(flavour: Flavour) -> String {
 
 /// The folder of exactly these versions. Versions may have colons, which paths should not.
 fn entry_name(image: &Package, busybox: &Package) -> String {
-    let name = format!("{}_{}+busybox_{}+{}", image.name, image.version, busybox.version, initramfs::recipe());
+    let name =
+        format!("{}_{}+busybox_{}+{}", image.name, image.version, busybox.version, initramfs::recipe());
     name.replace([':', '/'], "-")
 }
 
@@ -120,7 +121,8 @@ fn assemble(scratch: &Scratch, unpacked: &Path, image: &Package) -> Result<PathB
 
 /// The names busybox answers to; it is a static program for this architecture, so it can be asked.
 fn applets(busybox: &Path) -> Result<Vec<String>, GuestError> {
-    let missing = || GuestError::Odd { package: "busybox-static".into(), what: "program that runs here".into() };
+    let missing =
+        || GuestError::Odd { package: "busybox-static".into(), what: "program that runs here".into() };
     let list = tool::run(Command::new(busybox).arg("--list"), "busybox --list", missing)?;
     let mut names: Vec<_> = String::from_utf8_lossy(&list).lines().map(str::to_owned).collect();
     names.sort();

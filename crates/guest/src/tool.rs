@@ -51,7 +51,7 @@ pub fn find(program: &str) -> Option<std::path::PathBuf> {
 fn telling_line(said: &str) -> Option<String> {
     let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
     let error = |line: &&str| line.starts_with("E: ") || line.to_ascii_lowercase().starts_with("error");
-    let line = lines().find(error).or_else(|| lines().last())?;
+    let line = lines().find(error).or_else(|| lines().next_back())?;
     Some(line.trim_start_matches("E: ").to_owned())
 }
 

@@ -10,10 +10,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 fn small_guest(flavour: Flavour) -> SmallGuest {
-    let folder = std::env::var_os("HINDSIGHT_TEST_CACHE").map_or_else(
-        || Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"),
-        std::path::PathBuf::from,
-    );
+    let folder = std::env::var_os("HINDSIGHT_TEST_CACHE")
+        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"), std::path::PathBuf::from);
     SmallGuest::obtain(&Cache::at(folder), flavour, &mut |line| eprintln!("{line}")).unwrap()
 }
 
@@ -30,7 +28,16 @@ fn boot(guest: &SmallGuest, job: Option<Job>, append: &str, input: &[u8]) -> Boo
     std::fs::write(&initrd, job.map_or(Ok(plain.clone()), |job| job::attach(plain, &job)).unwrap()).unwrap();
     let report = folder.path().join("report");
     let mut qemu = Command::new("timeout")
-        .args(["120", "qemu-system-x86_64", "-m", "256", "-nodefaults", "-no-user-config", "-display", "none"])
+        .args([
+            "120",
+            "qemu-system-x86_64",
+            "-m",
+            "256",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+        ])
         .args(["-no-reboot", "-accel", "tcg", "-cpu", "max", "-serial", "stdio", "-serial"])
         .arg(format!("file:{}", report.display()))
         .arg("-kernel")
