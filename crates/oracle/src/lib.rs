@@ -12,21 +12,27 @@
 //! Linux's signal frames. **What it must never do:** know how the translator works, or be used by
 //! anything but tests and fuzzing.
 
+mod campaign;
 mod case;
 mod compare;
 mod dice;
 mod executor;
 mod flags;
+mod generate;
 mod host;
 mod layout;
+mod minimise;
 mod outcome;
 mod state;
 
+pub use campaign::{Budget, Coverage, Failure, Report, campaign};
 pub use case::{AssembleError, Case, END_MARKER, ITEMS_MAX, Item, Link, Mode, Target};
 pub use compare::{Mismatch, Strictness, compare, compare_with};
 pub use executor::Executor;
+pub use generate::{Class, Options, Universe};
 pub use host::{HostError, HostExecutor};
 pub use layout::{Access, FRAMES, Frame, PAGE, Page};
+pub use minimise::minimise;
 pub use outcome::{Discard, Ending, Fault, Outcome, vector};
 pub use state::{FXSAVE, GPR_NAMES, MXCSR_DEFAULT, Registers, flag};
 
