@@ -24,3 +24,6 @@ pub use overlay::{Change, Content, Overlay, Snapshot};
 
 /// Bytes of a sector: the grain of every disk's length and of every request.
 pub const SECTOR_SIZE: u64 = 512;
+
+#[cfg(test)]
+mod tests;

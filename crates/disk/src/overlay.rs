@@ -268,7 +268,3 @@ impl Overlay {
         Ok(())
     }
 }
-
-#[cfg(test)]
-#[path = "tests.rs"]
-mod tests;

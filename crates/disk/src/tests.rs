@@ -1,9 +1,11 @@
 //! Tests of images and overlays.
 
-use super::*;
-use crate::{Format, Image, SECTOR_SIZE, Zeros};
+use crate::*;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+const BLOCK: u64 = BLOCK_SIZE as u64;
 
 /// A small deterministic generator, so that a seed reproduces every failure.
 struct Dice(u64);
@@ -217,7 +219,7 @@ fn a_raw_image_is_known_by_its_content() {
 /// cluster of 64 KiB at guest offset 64 KiB.
 fn qcow2(backing: Option<&str>) -> Vec<u8> {
     const CLUSTER: usize = 1 << 16;
-    let mut f = vec![0; 6 * CLUSTER];
+    let mut f = vec![0u8; 6 * CLUSTER];
     let mut put = |at: usize, bytes: &[u8]| f[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"QFI\xfb");
     put(4, &2u32.to_be_bytes());
@@ -233,12 +235,12 @@ fn qcow2(backing: Option<&str>) -> Vec<u8> {
     put(48, &(2 * CLUSTER as u64).to_be_bytes()); // refcount table
     put(56, &1u32.to_be_bytes()); // refcount table clusters
     let copied = 1u64 << 63;
-    put(CLUSTER, &(copied | 4 * CLUSTER as u64).to_be_bytes());
+    put(CLUSTER, &(copied | (4 * CLUSTER as u64)).to_be_bytes());
     put(2 * CLUSTER, &(3 * CLUSTER as u64).to_be_bytes());
     for cluster in 0..6 {
         put(3 * CLUSTER + 2 * cluster, &1u16.to_be_bytes());
     }
-    put(4 * CLUSTER + 8, &(copied | 5 * CLUSTER as u64).to_be_bytes());
+    put(4 * CLUSTER + 8, &(copied | (5 * CLUSTER as u64)).to_be_bytes());
     put(5 * CLUSTER, &[0x5a; CLUSTER]);
     f
 }

@@ -126,7 +126,7 @@ impl Msix {
 
     /// A write to the BAR; only whole aligned 32-bit or 64-bit accesses are defined.
     pub fn write(&mut self, irq: &mut IrqSink, offset: u64, data: &[u8]) {
-        let aligned = matches!(data.len(), 4 | 8) && offset % data.len() as u64 == 0;
+        let aligned = matches!(data.len(), 4 | 8) && offset.is_multiple_of(data.len() as u64);
         let Some(target) = usize::try_from(offset)
             .ok()
             .filter(|_| aligned)

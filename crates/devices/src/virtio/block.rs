@@ -177,7 +177,7 @@ impl Block {
         let end = |start: u64| start.checked_add(len).is_some_and(|end| end <= self.disk.len());
         sector
             .checked_mul(SECTOR_SIZE)
-            .filter(|start| len % SECTOR_SIZE == 0 && end(*start))
+            .filter(|start| len.is_multiple_of(SECTOR_SIZE) && end(*start))
             .ok_or(Trouble::Refused(Outcome::IoError))
     }
 
@@ -220,7 +220,7 @@ impl Block {
     fn zero(&mut self, ram: &Ram, request: &Request) -> Result<(), Trouble> {
         self.check_writable()?;
         let len = request.payload_len();
-        if len == 0 || len % RANGE_SIZE != 0 || len / RANGE_SIZE > u64::from(RANGES_MAX) {
+        if len == 0 || !len.is_multiple_of(RANGE_SIZE) || len / RANGE_SIZE > u64::from(RANGES_MAX) {
             return Err(Trouble::Refused(Outcome::IoError));
         }
         let allowed = if request.kind == T_WRITE_ZEROES { RANGE_UNMAP } else { 0 };

@@ -200,6 +200,26 @@ fn a_reset_forgets_requests_but_not_contents() {
     assert_eq!(rig.bytes(DATA, 2), [5, 5]);
 }
 
+#[test]
+fn a_restored_channel_is_as_busy_as_the_saved_one() {
+    let (mut rig, mut driver) = rig(false);
+    let read = |rig: &mut Rig, driver: &mut Driver, i: u64| {
+        header(rig, HEADER + 16 * i, 0, i);
+        let chain = [(HEADER + 16 * i, 16, false), (DATA, 65536, true), (STATUS + i, 1, true)];
+        driver.offer(rig, 0, &chain);
+        driver.kick(rig, 0);
+    };
+    read(&mut rig, &mut driver, 0);
+    let (fresh, _) = self::rig(false);
+    let saved = rig.host.save();
+    rig.host = fresh.host;
+    rig.host.restore(&saved).unwrap();
+    let start = rig.now;
+    read(&mut rig, &mut driver, 1);
+    assert!(rig.step());
+    assert_eq!(rig.host.deadline(), Some(start.after_ns(2 * 65536 + LATENCY_NS)));
+}
+
 /// An image that fails to be read.
 struct Broken;
 impl Base for Broken {
