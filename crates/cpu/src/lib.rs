@@ -9,6 +9,7 @@ pub mod core;
 pub mod debug;
 pub mod deliver;
 mod descriptor;
+mod engine;
 mod fpu;
 mod gather;
 mod host;
@@ -20,6 +21,7 @@ pub mod walk;
 
 pub use bus::Bus;
 pub use core::{Core, Flush, Intent};
+pub use engine::{CpuError, Exit, Statistics, Vcpu, VcpuConfig};
 pub use fpu::{FpuKind, MXCSR_MASK, fpu_available};
 pub use host::host_features;
 pub use state::{Activity, CpuState, Fpu, SystemMsrs};

@@ -19,13 +19,13 @@ mod i8254;
 mod i8259;
 mod ioapic;
 mod lapic;
+pub mod pci;
 mod pvpanic;
 mod reset_port;
 mod rtc;
 #[cfg(test)]
 mod testing;
 mod uart;
-pub mod pci;
 pub mod virtio;
 
 pub use acpi_pm::{AcpiPm, PM_TIMER_HZ};
