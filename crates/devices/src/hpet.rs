@@ -289,7 +289,6 @@ impl Device for Hpet {
             _ => self.read_register(cx.now, register),
         };
         let written = data::merge(0, byte, &[0xff; 8][..data.len().min(8)]);
-        // After SET_VALUE a driver writes 32 bits: the upper half is then zero, as if extended.
         let value = data::merge(old, byte, data);
         self.write_register(cx, register, value, written);
     }

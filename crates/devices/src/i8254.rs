@@ -248,6 +248,9 @@ struct Fields {
     channels: [Channel; 3],
     /// The tick up to which rising edges of channel 0 have been signalled.
     signalled: u64,
+    /// Level of the interrupt line as last driven. High at power-on, so that choosing a mode
+    /// whose output idles high is no edge.
+    line: bool,
     /// Port 0x61, bits 0 and 1: gate of channel 2, speaker enable.
     speaker: u8,
 }
@@ -267,7 +270,7 @@ impl I8254 {
     /// After power-on: no channel counts.
     pub fn new() -> Self {
         let channels = [Channel::new(true), Channel::new(true), Channel::new(false)];
-        Self { fields: Fields { channels, signalled: 0, speaker: 0 } }
+        Self { fields: Fields { channels, signalled: 0, line: true, speaker: 0 } }
     }
 
     /// Channel 0's output falls and, at terminal count or each period's end, rises. Loading a
@@ -302,7 +305,11 @@ impl I8254 {
         }
         if offset == 0 || (offset == 3 && value >> 6 == 0) {
             self.fields.signalled = tick;
-            cx.irq.line(GSI, self.fields.channels[0].output(tick));
+            let output = self.fields.channels[0].output(tick);
+            if output != self.fields.line {
+                self.fields.line = output;
+                cx.irq.line(GSI, output);
+            }
         }
     }
 
@@ -368,6 +375,7 @@ impl Device for I8254 {
         if due {
             cx.irq.line(GSI, false);
             cx.irq.line(GSI, true);
+            self.fields.line = true;
         }
     }
 }

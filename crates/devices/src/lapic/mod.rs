@@ -489,7 +489,7 @@ impl LocalApic {
     }
 
     /// Reads an x2APIC register or IA32_TSC_DEADLINE by MSR number; `None`: #GP.
-    pub fn read_msr(&mut self, now: GuestTime, msr: u32) -> Option<u64> {
+    pub fn read_msr(&self, now: GuestTime, msr: u32) -> Option<u64> {
         if msr == x86::msr::TSC_DEADLINE {
             let armed = self.mode() == Mode::TscDeadline;
             return Some(if armed { self.fields.timer.tsc_deadline(now) } else { 0 });

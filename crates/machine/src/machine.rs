@@ -1,0 +1,345 @@
+//! A whole machine: board, processor, gate, and the loop that runs them.
+//!
+//! The loop alternates between letting the processor run up to the next moment at which anything
+//! else is to happen (a deadline, a recorded input, the caller's limit) and letting that happen. At
+//! one position the order is fixed: deadlines first, then inputs, then instructions or idling.
+
+use crate::acpi::{self, AcpiConfig};
+use crate::board::{Board, BoardConfig, BoardError, BoardState, Ending, PciBus};
+use crate::boot::{BootError, linux};
+use crate::clock::Idle;
+use crate::gate::{Admitted, Gate, GateError, Input, Moment};
+use crate::memory_hash::MemoryHash;
+use crate::processor::{Exit, Processor};
+use crate::processor_state::{self, ProcessorStateError};
+use base::{GuestTime, Position};
+use cpu::{Activity, Bus};
+use devices::{Outside, StateError};
+use serde::{Deserialize, Serialize};
+
+/// How often guest time may jump at one position before the caller gets a turn.
+const IDLE_JUMPS_MAX: u32 = 10_000;
+
+/// What a machine is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// The board.
+    pub board: BoardConfig,
+    /// What guest time does while the processor is halted.
+    pub idle: Idle,
+}
+
+/// Why a run stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The limit is reached; nothing at that position but due deadlines has happened yet.
+    Limit,
+    /// ACPI S5.
+    PowerOff,
+    /// The guest reset itself.
+    Reset,
+    /// The guest reported a panic.
+    Panic,
+    /// The processor shut down after a triple fault.
+    TripleFault,
+    /// The guest wrote this to the debug-exit port.
+    DebugExit(u32),
+    /// Halted. Guest time does not pass by itself (`until` says when the machine would next act),
+    /// or nothing is ever going to happen (`None`): it waits for input.
+    Idle {
+        /// The guest time of the next deadline.
+        until: Option<GuestTime>,
+    },
+    /// Halted with interrupts off: no input can wake it.
+    Dead,
+    /// Guest time has jumped many times without an instruction; call again.
+    Breath,
+    /// The host failed one of the devices; the machine cannot go on.
+    Failed(String),
+}
+
+/// The state of a machine but for its RAM, which checkpoints keep by page.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineState {
+    /// The processor's registers, as [`processor_state::encode`] gives them.
+    pub processor: Vec<u8>,
+    /// Devices and clock.
+    pub board: BoardState,
+}
+
+/// A saved state this machine cannot take on.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Devices.
+    #[error(transparent)]
+    Devices(#[from] StateError),
+    /// Registers.
+    #[error(transparent)]
+    Processor(#[from] ProcessorStateError),
+}
+
+/// A hash of the machine's whole state in three parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateHash {
+    /// The processor's registers.
+    pub registers: [u8; 32],
+    /// Devices and clock.
+    pub devices: [u8; 32],
+    /// RAM.
+    pub memory: [u8; 32],
+}
+
+impl StateHash {
+    /// One hash for people to compare.
+    pub fn combined(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        [self.registers, self.devices, self.memory].iter().for_each(|part| {
+            hasher.update(part);
+        });
+        *hasher.finalize().as_bytes()
+    }
+}
+
+/// A machine.
+pub struct Machine<P> {
+    config: MachineConfig,
+    board: Board,
+    processor: P,
+    gate: Gate,
+    memory_hash: MemoryHash,
+}
+
+impl<P: Processor> Machine<P> {
+    /// A machine at power-on, with nothing in its memory.
+    pub fn new(
+        config: MachineConfig,
+        processor: P,
+        pci: Option<Box<dyn PciBus>>,
+        gate: Gate,
+        out: Box<dyn Outside + Send>,
+    ) -> Result<Self, BoardError> {
+        let board = Board::new(&config.board, pci, out)?;
+        let memory_hash = MemoryHash::new(board.memory());
+        Ok(Self { config, board, processor, gate, memory_hash })
+    }
+
+    /// Puts a Linux guest into memory and the processor at its entry, as a boot loader after
+    /// firmware would: ACPI tables, virtual wire mode.
+    pub fn load_linux(&mut self, guest: &linux::LinuxGuest) -> Result<(), BootError> {
+        linux::load(self.board.memory_mut(), self.processor.state_mut(), guest)?;
+        let board = &self.config.board;
+        let acpi = AcpiConfig { cpus: board.cpus, memory: board.memory, hpet: board.hpet };
+        if !acpi::write_tables(self.board.memory_mut(), &acpi) {
+            return Err(BootError::KernelMemory { memory_mib: board.memory >> 20, needed_mib: 1 });
+        }
+        self.board.set_virtual_wire();
+        self.processor.state_replaced();
+        Ok(())
+    }
+
+    /// What it is made of.
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// The board.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// The board, to inspect or set up while the machine stands.
+    pub fn board_mut(&mut self) -> &mut Board {
+        &mut self.board
+    }
+
+    /// The processor.
+    pub fn processor(&self) -> &P {
+        &self.processor
+    }
+
+    /// The processor, to inspect or set up while the machine stands.
+    pub fn processor_mut(&mut self) -> &mut P {
+        &mut self.processor
+    }
+
+    /// Where the machine is.
+    pub fn position(&self) -> Position {
+        self.processor.position()
+    }
+
+    /// Where and when the machine is.
+    pub fn moment(&self) -> Moment {
+        let position = self.position();
+        Moment { position, time: self.board.clock().time_at(position) }
+    }
+
+    /// The gate.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Exchanges the gate: to go live from a replayed past, or to replay again after a restore.
+    pub fn set_gate(&mut self, gate: Gate) -> Gate {
+        std::mem::replace(&mut self.gate, gate)
+    }
+
+    /// Lets one input in, here and now. How much of it was taken (bytes; 0 or 1 for what is not
+    /// made of bytes); what was not taken is lost to the guest, in a replay just the same.
+    pub fn inject(&mut self, input: Input) -> Result<usize, GateError> {
+        let admitted = self.gate.enter(self.moment(), input)?;
+        Ok(self.admit(&admitted))
+    }
+
+    fn admit(&mut self, admitted: &Admitted) -> usize {
+        self.board.admit(admitted)
+    }
+
+    /// Lets in every recorded input that is due at this moment: what [`Self::run_until`] leaves to
+    /// the next call when it stops at its limit. For comparing final states.
+    pub fn admit_due(&mut self) {
+        while let Some(admitted) = self.gate.take_due(self.moment()) {
+            self.admit(&admitted);
+        }
+    }
+
+    /// Runs until the position is `limit`, or something stops the machine earlier. Stopping at a
+    /// limit is invisible to the guest.
+    pub fn run_until(&mut self, limit: Position) -> Stop {
+        self.run_until_moment(Moment { position: limit, time: GuestTime::ZERO })
+    }
+
+    /// Runs until the machine's moment is `limit` or later; inputs at that moment have not entered.
+    pub fn run_until_moment(&mut self, limit: Moment) -> Stop {
+        let mut jumps = 0;
+        loop {
+            self.board.tick(self.position());
+            if let Some(stop) = self.stop_of_guest() {
+                return stop;
+            }
+            if self.moment() >= limit {
+                return Stop::Limit;
+            }
+            if let Some(admitted) = self.gate.take_due(self.moment()) {
+                self.admit(&admitted);
+                continue;
+            }
+            self.pass_signals();
+            if self.is_halted() {
+                if let Some(stop) = self.idle(&mut jumps) {
+                    return stop;
+                }
+                continue;
+            }
+            jumps = 0;
+            let bound = self.bound(limit);
+            match self.processor.run(&mut self.board, bound) {
+                Exit::Limit | Exit::Halted => {}
+                Exit::Shutdown => return Stop::TripleFault,
+            }
+        }
+    }
+
+    /// How far the processor may run without regard to deadlines, which the bus tells it.
+    fn bound(&self, limit: Moment) -> Position {
+        // A moment later at this same position is reached by idling only; a processor that turns
+        // out not to idle has to go on.
+        let here = self.position();
+        let past = |moment: Moment| if moment.position > here { moment.position } else { here.after(1) };
+        self.gate.next().map_or(Position::NEVER, past).min(past(limit))
+    }
+
+    fn stop_of_guest(&mut self) -> Option<Stop> {
+        if let Some(why) = self.board.failure() {
+            return Some(Stop::Failed(why));
+        }
+        if let Some(ending) = self.board.take_ending() {
+            return Some(match ending {
+                Ending::PowerOff => Stop::PowerOff,
+                Ending::Reset => Stop::Reset,
+                Ending::Panic => Stop::Panic,
+                Ending::DebugExit(value) => Stop::DebugExit(value),
+            });
+        }
+        (self.processor.state().activity == Activity::Shutdown).then_some(Stop::TripleFault)
+    }
+
+    fn pass_signals(&mut self) {
+        for (_cpu, signal) in self.board.take_signals() {
+            self.processor.signal(&mut self.board, signal);
+        }
+    }
+
+    /// Whether the processor waits and nothing that is pending wakes it.
+    fn is_halted(&self) -> bool {
+        let state = self.processor.state();
+        match state.activity {
+            Activity::Halted => !(self.takes_interrupts() && self.board.interrupt_pending()),
+            Activity::WaitForSipi => true,
+            Activity::Running | Activity::Shutdown => false,
+        }
+    }
+
+    fn takes_interrupts(&self) -> bool {
+        self.processor.state().rflags & x86::flags::IF != 0
+    }
+
+    /// Lets idle time pass: `None` when something may have changed.
+    fn idle(&mut self, jumps: &mut u32) -> Option<Stop> {
+        let position = self.position();
+        let deadline = self.board.next_deadline();
+        if let Some(next) = self.gate.next().filter(|next| next.position <= position) {
+            // A recorded input that came while guest time stood here.
+            let before_deadline = self.config.idle == Idle::Wait || deadline.is_none_or(|d| next.time < d);
+            if before_deadline {
+                self.board.skip_to(position, next.time);
+                return None;
+            }
+        }
+        if !self.takes_interrupts() {
+            return Some(Stop::Dead);
+        }
+        let (Idle::Skip, Some(until)) = (self.config.idle, deadline) else {
+            return Some(Stop::Idle { until: deadline });
+        };
+        *jumps += 1;
+        if *jumps > IDLE_JUMPS_MAX {
+            return Some(Stop::Breath);
+        }
+        self.board.skip_to(position, until);
+        None
+    }
+
+    /// The state of devices, processor and clock.
+    pub fn save(&self) -> MachineState {
+        MachineState { processor: processor_state::encode(self.processor.state()), board: self.board.save() }
+    }
+
+    /// Takes on a saved state; RAM is the caller's to restore. After an error the machine must not
+    /// run before a restore has succeeded.
+    pub fn restore(&mut self, state: &MachineState) -> Result<(), RestoreError> {
+        processor_state::decode(self.processor.state_mut(), &state.processor)?;
+        self.processor.state_replaced();
+        self.board.restore(&state.board)?;
+        Ok(())
+    }
+
+    /// Pages of RAM written since the last call (or power-on), in order.
+    pub fn take_changed_pages(&mut self) -> Vec<u32> {
+        self.memory_hash.take_changed(self.board.memory_mut())
+    }
+
+    /// The hash of the whole state. Costs as much as was written since the last one.
+    pub fn state_hash(&mut self) -> StateHash {
+        let state = self.save();
+        let board = postcard::to_stdvec(&state.board).expect("plain data");
+        StateHash {
+            registers: *blake3::hash(&state.processor).as_bytes(),
+            devices: *blake3::hash(&board).as_bytes(),
+            memory: self.memory_hash.hash(self.board.memory_mut()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

@@ -1,0 +1,35 @@
+//! What the machine needs of a processor.
+
+use base::Position;
+use cpu::{Bus, CpuState};
+use devices::ProcessorSignal;
+
+/// Why a processor came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Its position reached the limit or the bus's horizon.
+    Limit,
+    /// It is halted and no interrupt it would take is pending.
+    Halted,
+    /// It shut down after a triple fault.
+    Shutdown,
+}
+
+/// One processor, exact to the instruction.
+pub trait Processor {
+    /// The architectural state.
+    fn state(&self) -> &CpuState;
+    /// The architectural state, to change while it does not run.
+    fn state_mut(&mut self) -> &mut CpuState;
+    /// Where it is.
+    fn position(&self) -> Position {
+        Position::from_count(self.state().retired)
+    }
+    /// Runs until the position is `limit` or `bus.horizon()` (re-read after each access), or
+    /// until it halts or shuts down. Interrupts are taken inside.
+    fn run(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit;
+    /// An NMI, INIT or start-up IPI arrives at this boundary.
+    fn signal(&mut self, bus: &mut dyn Bus, signal: ProcessorSignal);
+    /// The state was replaced from outside (restore): whatever was derived from it is stale.
+    fn state_replaced(&mut self) {}
+}
