@@ -196,7 +196,9 @@ impl Manifest {
     /// Limits that hold for every machine, so that nothing downstream has to fear the numbers.
     fn check(&self) -> Result<(), &'static str> {
         let guest = &self.guest;
-        if guest.memory_bytes == 0 || guest.memory_bytes % 4096 != 0 || guest.memory_bytes > MEMORY_BYTES_MAX
+        if guest.memory_bytes == 0
+            || !guest.memory_bytes.is_multiple_of(4096)
+            || guest.memory_bytes > MEMORY_BYTES_MAX
         {
             return Err("the guest's memory has an impossible size");
         }

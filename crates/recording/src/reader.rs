@@ -185,6 +185,8 @@ impl EventLog {
 
     fn events_from(self: Arc<Self>, from: Position) -> Events {
         let chunk = self.file.chunks.partition_point(|c| c.header.last < from);
+        // The end mark is checked even when nothing lies after `from`.
+        let chunk = chunk.min(self.file.chunks.len().saturating_sub(1));
         Events { log: self, chunk, open: None, skip_before: from, last: Position::START, over: false }
     }
 

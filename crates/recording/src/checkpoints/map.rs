@@ -25,13 +25,18 @@ pub(crate) const INDEX_END: u64 = 1 << (BITS * LEVELS);
 
 #[derive(Clone)]
 enum Node {
-    Inner([Option<Arc<Node>>; FANOUT]),
+    /// Boxed, so that leaves, of which there are most, stay small.
+    Inner(Box<[Option<Arc<Node>>; FANOUT]>),
     Leaf([PageNumber; FANOUT]),
 }
 
 impl Node {
     fn empty(level: u32) -> Node {
-        if level == 0 { Node::Leaf([ABSENT; FANOUT]) } else { Node::Inner([const { None }; FANOUT]) }
+        if level == 0 {
+            Node::Leaf([ABSENT; FANOUT])
+        } else {
+            Node::Inner(Box::new([const { None }; FANOUT]))
+        }
     }
 }
 

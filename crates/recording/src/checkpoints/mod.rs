@@ -16,8 +16,8 @@ mod store;
 mod thin;
 mod worker;
 
+use crate::Error;
 use crate::error::Stopped;
-use crate::{Error, RecordingId};
 use base::Position;
 use map::{ABSENT, PageMap, PageNumber};
 pub(crate) use open::probe;
@@ -114,30 +114,27 @@ pub struct Change {
 pub struct Draft {
     at: Position,
     parent: Option<u64>,
-    places: Vec<(u16, u64)>,
+    /// In the order of adding, of which the last for a place counts: space, index, and whether a
+    /// page of `bytes` belongs there.
+    places: Vec<(u16, u64, bool)>,
     bytes: Vec<u8>,
-    absent: Vec<(u16, u64)>,
 }
 
 impl Draft {
     /// Adds a page that may differ from the parent's. Only copies it.
     pub fn page(&mut self, space: u16, index: u64, page: &Page) {
         assert!(index < map::INDEX_END);
-        self.places.push((space, index));
+        self.places.push((space, index, true));
         self.bytes.extend_from_slice(page);
     }
     /// Says that a place is as it was at power-on again.
     pub fn absent(&mut self, space: u16, index: u64) {
         assert!(index < map::INDEX_END);
-        self.absent.push((space, index));
+        self.places.push((space, index, false));
     }
-    /// How many pages it holds.
-    pub fn len(&self) -> usize {
-        self.places.len()
-    }
-    /// Whether it holds none.
-    pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+    /// How many bytes of pages it holds.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
     }
 }
 
@@ -167,7 +164,6 @@ struct Progress {
 }
 
 struct Book {
-    id: RecordingId,
     store: Store,
     list: BTreeMap<(Position, u64), Arc<Checkpoint>>,
     /// Every checkpoint that somebody may still hold.
@@ -228,7 +224,7 @@ impl Checkpoints {
     pub fn draft(&self, at: Position, parent: Option<u64>) -> Draft {
         let spare = self.shared.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let bytes = spare.unwrap_or_default();
-        Draft { at, parent, places: Vec::new(), bytes, absent: Vec::new() }
+        Draft { at, parent, places: Vec::new(), bytes }
     }
 
     /// Hands a checkpoint over to the thread, with the machine's state apart from its pages (at

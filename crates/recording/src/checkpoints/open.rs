@@ -40,7 +40,7 @@ impl Checkpoints {
         let log = create(LogKind::Checkpoints, folder::CHECKPOINTS)?;
         let source = Arc::new(FileSource::open(pages.path())?);
         let store = Store::empty(source, &pages);
-        let book = Book { id, store, list: BTreeMap::new(), issued: Vec::new(), log_bytes: log.end() };
+        let book = Book { store, list: BTreeMap::new(), issued: Vec::new(), log_bytes: log.end() };
         let worker = Worker {
             folder: folder.to_owned(),
             id,
@@ -163,7 +163,7 @@ fn read_once(place: &Place, id: RecordingId) -> Result<Option<Found>, Error> {
 
 fn read_from(log: ChunkedFile, pages: Source, id: RecordingId) -> Result<Found, Error> {
     let (store, pages) = Store::open(pages, id, log.head.generation)?;
-    let mut book = Book { id, store, list: BTreeMap::new(), issued: Vec::new(), log_bytes: log.end };
+    let mut book = Book { store, list: BTreeMap::new(), issued: Vec::new(), log_bytes: log.end };
     let mut by_id: BTreeMap<u64, Arc<Checkpoint>> = BTreeMap::new();
     let mut nodes_left = NODES_FREE.saturating_add(NODES_PER_BYTE.saturating_mul(log.end as usize));
     for (number, chunk) in log.chunks.iter().enumerate() {

@@ -31,7 +31,7 @@ impl Job {
     /// A request to thin; its budget travels as the position.
     pub(super) fn thin(budget_bytes: u64) -> Self {
         let at = Position::from_count(budget_bytes);
-        let draft = Draft { at, parent: None, places: Vec::new(), bytes: Vec::new(), absent: Vec::new() };
+        let draft = Draft { at, parent: None, places: Vec::new(), bytes: Vec::new() };
         Self { id: Self::THIN, draft, state: Vec::new() }
     }
 }
@@ -110,13 +110,12 @@ impl Worker {
             let mut book = shared.write();
             book.store.append(&mut self.pages, draft.at, &new).map_err(|e| (path, e))?
         };
-        let resolve = |slot: &Slot| match *slot {
+        let mut numbers = numbers.into_iter().map(|slot| match slot {
             Slot::Known(number) => number,
             Slot::New(place) => fresh[place],
-        };
-        let written = draft.places.iter().zip(&numbers).map(|(&(s, i), slot)| (s, i, resolve(slot)));
-        let absent = draft.absent.iter().map(|&(s, i)| (s, i, ABSENT));
-        let changes = in_order(written.chain(absent));
+        });
+        let mut number = |present| if present { numbers.next().unwrap_or(ABSENT) } else { ABSENT };
+        let changes = in_order(draft.places.iter().map(|&(s, i, present)| (s, i, number(present))));
         let mut map = parent.as_ref().map_or_else(PageMap::default, |parent| parent.map.clone());
         for &(space, index, page) in &changes {
             if map.get(space, index) != page {
