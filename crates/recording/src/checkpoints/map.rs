@@ -23,6 +23,8 @@ const LEVELS: u32 = 6;
 /// Indexes run below this.
 pub(crate) const INDEX_END: u64 = 1 << (BITS * LEVELS);
 
+// A leaf is the larger one on purpose: boxing it would cost every look-up another step.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone)]
 enum Node {
     /// Boxed, so that leaves, of which there are most, stay small.
