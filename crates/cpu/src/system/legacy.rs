@@ -98,10 +98,9 @@ fn set_rbp(core: &mut Core, size: usize, value: u64) {
 fn enter(core: &mut Core, instr: &Instruction) -> Done {
     let (rsp, rbp) = (core.state.gpr[gpr::RSP], core.state.gpr[gpr::RBP]);
     let size = frame_size(instr.code());
-    enter_frame(core, size, instr.immediate16(), instr.immediate8_2nd() & 31).map_err(|e| {
+    enter_frame(core, size, instr.immediate16(), instr.immediate8_2nd() & 31).inspect_err(|_| {
         core.state.gpr[gpr::RSP] = rsp;
         core.state.gpr[gpr::RBP] = rbp;
-        e
     })
 }
 
@@ -160,7 +159,7 @@ fn byte_flags(value: u8) -> u64 {
     if value == 0 {
         out |= flags::ZF;
     }
-    if value.count_ones() % 2 == 0 {
+    if value.count_ones().is_multiple_of(2) {
         out |= flags::PF;
     }
     out
