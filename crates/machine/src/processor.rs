@@ -33,3 +33,29 @@ pub trait Processor {
     /// The state was replaced from outside (restore): whatever was derived from it is stale.
     fn state_replaced(&mut self) {}
 }
+
+impl Processor for cpu::Vcpu {
+    fn state(&self) -> &CpuState {
+        self.state()
+    }
+    fn state_mut(&mut self) -> &mut CpuState {
+        self.state_mut()
+    }
+    fn run(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
+        match self.run(bus, limit) {
+            cpu::Exit::Limit => Exit::Limit,
+            cpu::Exit::Halted => Exit::Halted,
+            cpu::Exit::Shutdown => Exit::Shutdown,
+        }
+    }
+    fn signal(&mut self, bus: &mut dyn Bus, signal: ProcessorSignal) {
+        match signal {
+            ProcessorSignal::Nmi => self.nmi(bus),
+            ProcessorSignal::Init => {
+                let bootstrap = self.state().apic_id == 0;
+                self.state_mut().init(bootstrap);
+            }
+            ProcessorSignal::StartUp { vector } => self.state_mut().start_up(vector),
+        }
+    }
+}
