@@ -113,7 +113,7 @@ fn unusable_disks() {
 #[test]
 fn unreadable_files() {
     let place = Place::new();
-    fs::set_permissions(place.folder.path().join("disk"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(place.folder.path().join("disk"), fs::Permissions::from_mode(0o000)).unwrap();
     if rustix::process::geteuid().is_root() {
         // Root may read everything; there is nothing to refuse.
         return;
