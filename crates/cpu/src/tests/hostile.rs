@@ -88,7 +88,7 @@ fn random_machine(random: &mut Random) -> Machine {
     for register in &mut m.state.gpr {
         *register = random.pick(&EDGES);
     }
-    if random.next() % 4 == 0 {
+    if random.next().is_multiple_of(4) {
         // What LGDT, LIDT and LTR would take.
         let mut base = || loop {
             let base = random.pick(&EDGES);
@@ -98,7 +98,7 @@ fn random_machine(random: &mut Random) -> Machine {
         };
         (m.state.gdtr.base, m.state.idtr.base, m.state.tr.base) = (base(), base(), base());
     }
-    if random.next() % 4 == 0 {
+    if random.next().is_multiple_of(4) {
         m.state.cr3 = random.pick(&EDGES) & 0xff_ffff_ffff;
     }
     m.state.rip = if m.state.code64() { random.pick(&EDGES) } else { random.pick(&EDGES) & 0xffff };
@@ -117,7 +117,7 @@ fn random_instructions_in_random_states_never_panic_and_leave_a_state_that_resto
     for round in 0..4_000 {
         let mut m = random_machine(&mut random);
         for at in 0..64 {
-            m.poke64(STACK + at * 8, random.pick(&EDGES) | random.next() % 64);
+            m.poke64(STACK + at * 8, random.pick(&EDGES) | (random.next() % 64));
         }
         for _ in 0..4 {
             let mut code = vec![];
