@@ -214,8 +214,7 @@ impl Op {
 pub(crate) fn one(core: &mut Core, instr: &Instruction) -> Done {
     match string(core, instr, 1) {
         Ok(outcome) => Ok(Outcome {
-            // RIP is already where it belongs.
-            control: if outcome.finished { Control::Branch } else { Control::Repeat },
+            control: if outcome.finished { Control::Next } else { Control::Repeat },
             retired: outcome.iterations,
             recheck: outcome.recheck,
         }),
@@ -440,7 +439,7 @@ fn elements_in_page(core: &Core, op: &Op, operand: Operand, backward: bool) -> O
         return Some(0);
     }
     Some(if backward {
-        (in_page / size + 1).min(offset / size + 1)
+        (in_page / size + 1).min((offset / size).saturating_add(1))
     } else {
         let room = ((PAGE_SIZE as u64 - in_page) / size).max(1);
         // Elements whose last byte is still below the wrap of the offset.

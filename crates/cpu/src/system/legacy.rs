@@ -72,7 +72,7 @@ fn bound(core: &mut Core, instr: &Instruction) -> Done {
     let at = address(core, instr, 2 * size, false)?;
     let signed = |value: u64| ((value << (64 - 8 * size)) as i64) >> (64 - 8 * size);
     let lower = signed(core.read_uint(at, size, Intent::Explicit)?);
-    let upper = signed(core.read_uint(at + size as u64, size, Intent::Explicit)?);
+    let upper = signed(core.read_uint(at.wrapping_add(size as u64), size, Intent::Explicit)?);
     let index = signed(read_register(core.state, register));
     if index < lower || index > upper { Err(Exception::plain(vector::BR)) } else { Ok(Outcome::NEXT) }
 }

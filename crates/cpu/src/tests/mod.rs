@@ -2,6 +2,7 @@
 
 mod deliver;
 mod gather;
+mod hostile;
 mod privileged;
 mod returns;
 mod saved;
