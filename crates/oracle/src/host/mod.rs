@@ -273,8 +273,9 @@ fn fill_slot(slot: &mut slot::Slot, case: &Case) {
 
 /// How closely the case must be watched; fills in what that takes.
 fn trace_of(case: &Case, request: &mut Request) -> u32 {
-    (request.pushf, request.popf, request.stepped, request.rep) = (0, 0, 0, [0; _]);
-    let writable_code = case.pages().iter().any(|page| page.access == Access::All);
+    (request.pushf, request.popf, request.rep) = (0, 0, [0; _]);
+    (request.branches, request.alone) = (0, 0);
+    let mut by_steps = case.pages().iter().any(|page| page.access == Access::All);
     let mut trace = if case.registers.rflags & flag::TF != 0 { BY_RUNS } else { NOT };
     for (index, instruction) in case.instructions().enumerate() {
         let (popf, pushf) = (is_popf(instruction.mnemonic()), is_pushf(instruction.mnemonic()));
@@ -285,13 +286,18 @@ fn trace_of(case: &Case, request: &mut Request) -> u32 {
         request.patched[index] = case.items[index].patched.unwrap_or((0, 0));
         request.pushf |= u64::from(pushf) << index;
         request.popf |= u64::from(popf) << index;
-        request.stepped |= u64::from(popf || !straight) << index;
+        let (own, next) = (instruction.ip(), instruction.next_ip());
+        let target = instruction.near_branch_target(); // 0 for indirect ones
+        let forward = target >= next;
+        by_steps |= !straight && (own..next).contains(&target);
+        request.branches |= u64::from(!straight) << index;
+        request.alone |= u64::from(popf || !straight && !forward) << index;
         request.rep[index] = rep_counter(&instruction, &case.items[index].bytes, case.mode);
         if popf || !straight || request.rep[index] != 0 {
             trace = BY_RUNS;
         }
     }
-    if writable_code { BY_STEPS } else { trace }
+    if by_steps { BY_STEPS } else { trace }
 }
 
 /// Bits of the counter of a REP-prefixed string instruction: its address size; 0 for others.
