@@ -61,6 +61,8 @@ pub const BY_STEPS: u32 = 2;
 pub struct Reply {
     /// Registers at the end.
     pub registers: Registers,
+    /// Registers at the end of the traced run, for the child's own use.
+    pub traced: Registers,
     /// Instruction pointer of the exception frame.
     pub rip: u64,
     /// Retired instructions, when it was stepped.

@@ -25,22 +25,6 @@ use crate::outcome::vector;
 use crate::state::flag;
 use std::ptr;
 
-/// Where a run ended: enough to tell two runs of one program apart.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Last {
-    gpr: [u64; 16],
-    rip: u64,
-    vector: u64,
-    cr2: u64,
-}
-
-impl Last {
-    /// From the context of the signal that ended it.
-    pub fn of(context: &UserContext) -> Self {
-        Self { gpr: context.gpr, rip: context.rip, vector: context.vector, cr2: context.cr2 }
-    }
-}
-
 /// What to do after a piece of the program has run.
 enum Next {
     /// Go on at the context's instruction pointer.
@@ -57,29 +41,28 @@ pub struct Tracer<'a> {
     every_step: bool,
     /// The program itself has set TF.
     own_trap: bool,
+    /// Single-step traps seen.
+    steps: u64,
     /// Instructions retired.
     pub retired: u64,
     /// Bit *i*: item *i* was visited.
     pub visited: u64,
     /// How it went: a status of a reply.
     pub status: u32,
-    /// Where it ended.
-    pub last: Last,
 }
 
 impl<'a> Tracer<'a> {
     /// A run of the case in `slot`, whose pages are in place.
     pub fn new(slot: &'a Slot, alias: *mut u8, every_step: bool) -> Self {
-        let last = Last { gpr: [0; 16], rip: 0, vector: 0, cr2: 0 };
         let own_trap = slot.request.registers.rflags & flag::TF != 0;
-        Self { slot, alias, every_step, own_trap, retired: 0, visited: 0, status: RAN, last }
+        Self { slot, alias, every_step, own_trap, steps: 0, retired: 0, visited: 0, status: RAN }
     }
 
-    /// Runs it from `context` to its end. Leaves the code pages concealed.
+    /// Runs it from `context` to its end, which the context handed back shows. Leaves the code pages concealed.
     ///
     /// # Safety
     /// `context` must be loaded with the case's registers, and the case be vetted.
-    pub unsafe fn run(mut self, mut context: *mut UserContext) -> Self {
+    pub unsafe fn run(&mut self, mut context: *mut UserContext) -> *mut UserContext {
         // SAFETY: frames handed back by `enter` are complete and may be entered again; what runs
         // is the case's own code, as `locate` has made sure.
         unsafe {
@@ -102,16 +85,15 @@ impl<'a> Tracer<'a> {
                     Some(item) => self.straight(&mut context, item),
                 };
                 if matches!(over, Next::Over) {
-                    self.last = Last::of(&*context);
                     break;
                 }
-                if self.retired > STEP_LIMIT {
+                if self.retired.max(self.steps) > STEP_LIMIT {
                     self.status = RUNAWAY;
                     break;
                 }
             }
         }
-        self
+        context
     }
 
     /// Offset of the code pages in the run of all pages; the two lie in a row there as well.
@@ -141,7 +123,8 @@ impl<'a> Tracer<'a> {
             if (**context).vector != u64::from(vector::DB) {
                 return Next::Over;
             }
-            self.retired += 1;
+            self.retired += u64::from(!self.is_interrupted_gather(&**context, item));
+            self.steps += 1;
             if self.own_trap {
                 return Next::Over;
             }
@@ -153,6 +136,14 @@ impl<'a> Tracer<'a> {
             }
         }
         Next::On
+    }
+
+    /// Whether the trap came at a gather about to fault: it delivers a pending trap after its first
+    /// elements, before the fault of a later one (SDM vol. 2, VGATHERDPS), and has not retired.
+    fn is_interrupted_gather(&self, context: &UserContext, item: usize) -> bool {
+        let request = &self.slot.request;
+        let stays = context.rip == request.start + u64::from(request.offsets[item]);
+        stays && request.rep[item] == 0 && request.branches >> item & 1 == 0
     }
 
     /// A REP-prefixed string instruction, all of it; its counter tells the iterations.
