@@ -104,7 +104,7 @@ impl<'a> Generator<'a> {
         let compatible = dice.percent(options.compatibility_percent);
         let mode = if compatible { Mode::Compatibility } else { Mode::Long };
         let low = mode == Mode::Long && dice.percent(12);
-        let writable_code = dice.percent(3);
+        let writable_code = dice.percent(2);
         let index_vectors = [(); 3].map(|()| dice.below(mode.registers()));
         let registers = setup::registers(&mut dice, mode, low, &index_vectors);
         let tracker = Tracker::new(mode, &registers.gpr);

@@ -287,7 +287,7 @@ fn fill_slot(slot: &mut slot::Slot, case: &Case) {
 fn trace_of(case: &Case, request: &mut Request) -> u32 {
     (request.pushf, request.popf, request.rep) = (0, 0, [0; _]);
     (request.branches, request.alone) = (0, 0);
-    let mut by_steps = case.reads_code || case.pages().iter().any(|page| page.access == Access::All);
+    let mut by_steps = case.pages().iter().any(|page| page.access == Access::All);
     let mut trace = if case.registers.rflags & flag::TF != 0 { BY_RUNS } else { NOT };
     for (index, instruction) in case.instructions().enumerate() {
         let (popf, pushf) = (is_popf(instruction.mnemonic()), is_pushf(instruction.mnemonic()));
@@ -309,7 +309,7 @@ fn trace_of(case: &Case, request: &mut Request) -> u32 {
             trace = BY_RUNS;
         }
     }
-    if by_steps { BY_STEPS } else { trace }
+    if by_steps || case.reads_code && trace == BY_RUNS { BY_STEPS } else { trace }
 }
 
 /// Bits of the counter of a REP-prefixed string instruction: its address size; 0 for others.
