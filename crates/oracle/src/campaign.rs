@@ -36,7 +36,9 @@ pub struct Failure {
     pub case: Case,
     /// What the host did.
     pub expected: Outcome,
-    /// What the other one did.
+    /// Which of the subjects did something else.
+    pub subject: usize,
+    /// What it did.
     pub got: Outcome,
     /// How they differ.
     pub mismatch: Mismatch,
@@ -50,6 +52,7 @@ impl fmt::Display for Failure {
             write!(f, "  {name}={value:#x}")?;
         }
         writeln!(f, "\n  rflags={:#x} mxcsr={:#x}", registers.rflags, registers.mxcsr)?;
+        writeln!(f, "  subject {}", self.subject)?;
         writeln!(f, "  fs={:#x} gs={:#x}", registers.fs_base, registers.gs_base)?;
         write!(f, "{}", self.mismatch)
     }
@@ -128,12 +131,15 @@ impl fmt::Display for Report {
         }
         let missing = self.coverage.missing();
         writeln!(f, "  instruction forms exercised: {:.2} %", self.coverage.share() * 100.0)?;
-        if !missing.is_empty() {
+        if (1..=MISSING_SHOWN).contains(&missing.len()) {
             writeln!(f, "  never: {missing:?}")?;
         }
         self.failures.iter().try_for_each(|failure| writeln!(f, "MISMATCH {failure}"))
     }
 }
+
+/// A report lists the instructions that were never executed if they are no more than this.
+const MISSING_SHOWN: usize = 60;
 
 /// Cases generated at a time.
 const BATCH: u64 = 16;
@@ -142,6 +148,17 @@ const BATCH: u64 = 16;
 pub fn campaign(
     host: &mut dyn Executor,
     subject: &mut dyn Executor,
+    seeds: Range<u64>,
+    options: &Options,
+    budget: Budget,
+) -> Report {
+    campaign_of(host, &mut [subject], seeds, options, budget)
+}
+
+/// Runs the cases of `seeds` on `host` and on each of the `subjects` and compares.
+pub fn campaign_of(
+    host: &mut dyn Executor,
+    subjects: &mut [&mut dyn Executor],
     seeds: Range<u64>,
     options: &Options,
     budget: Budget,
@@ -155,7 +172,9 @@ pub fn campaign(
         next = until;
         let expected = host.run_batch(&cases);
         for (case, expected) in cases.iter().zip(expected) {
-            check(host, subject, case, expected, budget, &mut report);
+            if report.account(case, &expected) {
+                check(host, subjects, case, &expected, budget, &mut report);
+            }
         }
         let late = budget.time.is_some_and(|time| began.elapsed() >= time);
         if late || report.failures.len() >= budget.failures {
@@ -165,40 +184,76 @@ pub fn campaign(
     report
 }
 
+impl Report {
+    /// Counts a case that ended like this on the host; false when it says nothing.
+    fn account(&mut self, case: &Case, expected: &Outcome) -> bool {
+        let ending = match expected.ending {
+            Ending::Discarded(why) => {
+                *self.discarded.entry(why).or_default() += 1;
+                return false;
+            }
+            Ending::Completed => None,
+            Ending::Fault(fault) => Some(fault.vector),
+        };
+        *self.endings.entry(ending).or_default() += 1;
+        self.compared += 1;
+        self.retired += expected.retired;
+        self.coverage.record(case, expected);
+        true
+    }
+
+    /// Takes in what another campaign found, for campaigns run side by side.
+    pub fn merge(&mut self, other: Report) {
+        self.compared += other.compared;
+        self.retired += other.retired;
+        self.failures.extend(other.failures);
+        for (why, count) in other.discarded {
+            *self.discarded.entry(why).or_default() += count;
+        }
+        for (ending, count) in other.endings {
+            *self.endings.entry(ending).or_default() += count;
+        }
+        for (mine, count) in self.coverage.counts.iter_mut().zip(other.coverage.counts) {
+            *mine += count;
+        }
+        for (mine, ran) in self.coverage.modes.iter_mut().zip(other.coverage.modes) {
+            *mine |= ran;
+        }
+    }
+}
+
+/// Runs a case on the subjects up to the first that differs.
 fn check(
     host: &mut dyn Executor,
-    subject: &mut dyn Executor,
+    subjects: &mut [&mut dyn Executor],
     case: &Case,
-    expected: Outcome,
+    expected: &Outcome,
     budget: Budget,
     report: &mut Report,
 ) {
-    let ending = match expected.ending {
-        Ending::Discarded(why) => {
-            *report.discarded.entry(why).or_default() += 1;
-            return;
+    for (number, subject) in subjects.iter_mut().enumerate() {
+        let got = subject.run(case);
+        let Some(mismatch) = compare_with(case, expected, &got, Strictness::default()) else { continue };
+        let mut failure =
+            Failure { case: case.clone(), expected: expected.clone(), subject: number, got, mismatch };
+        if budget.minimise {
+            failure = minimised(host, *subject, failure);
         }
-        Ending::Completed => None,
-        Ending::Fault(fault) => Some(fault.vector),
-    };
-    *report.endings.entry(ending).or_default() += 1;
-    report.compared += 1;
-    report.retired += expected.retired;
-    report.coverage.record(case, &expected);
-    let got = subject.run(case);
-    let Some(mismatch) = compare_with(case, &expected, &got, Strictness::default()) else { return };
-    let mut failure = Failure { case: case.clone(), expected, got, mismatch };
-    if budget.minimise {
-        let mut differs = |case: &Case| {
-            let expected = host.run(case);
-            let got = subject.run(case);
-            compare_with(case, &expected, &got, Strictness::default())
-                .map(|mismatch| (expected, got, mismatch))
-        };
-        let smallest = minimise(case, |case| differs(case).is_some());
-        if let Some((expected, got, mismatch)) = differs(&smallest) {
-            failure = Failure { case: smallest, expected, got, mismatch };
-        }
+        report.failures.push(failure);
+        return;
     }
-    report.failures.push(failure);
+}
+
+fn minimised(host: &mut dyn Executor, subject: &mut dyn Executor, failure: Failure) -> Failure {
+    let mut differs = |case: &Case| {
+        let expected = host.run(case);
+        let got = subject.run(case);
+        let mismatch = compare_with(case, &expected, &got, Strictness::default())?;
+        Some((expected, got, mismatch))
+    };
+    let case = minimise(&failure.case, |case| differs(case).is_some());
+    match differs(&case) {
+        Some((expected, got, mismatch)) => Failure { case, expected, got, mismatch, ..failure },
+        None => failure,
+    }
 }

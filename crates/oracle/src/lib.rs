@@ -3,6 +3,7 @@
 //!
 //! * A [`Case`] is a program of a few instructions with the state it starts from; everything about
 //!   it follows from a seed.
+//! * [`EngineExecutor`] runs it as a guest of the translator.
 //! * [`HostExecutor`] runs it on the host CPU, in 64-bit or in compatibility mode, in a child process.
 //! * Anything else that runs cases implements [`Executor`]; [`compare`] says how two [`Outcome`]s
 //!   differ and [`minimise`] drops what a mismatch does not need.
@@ -16,6 +17,7 @@ mod campaign;
 mod case;
 mod compare;
 mod dice;
+mod engine;
 mod executor;
 mod flags;
 mod generate;
@@ -25,9 +27,10 @@ mod minimise;
 mod outcome;
 mod state;
 
-pub use campaign::{Budget, Coverage, Failure, Report, campaign};
+pub use campaign::{Budget, Coverage, Failure, Report, campaign, campaign_of};
 pub use case::{AssembleError, Case, END_MARKER, ITEMS_MAX, Item, Link, Mode, Target};
 pub use compare::{Mismatch, Strictness, compare, compare_with};
+pub use engine::{EngineExecutor, Pace, UNLIKE_HOST};
 pub use executor::Executor;
 pub use generate::{Class, Options, Universe};
 pub use host::{HostError, HostExecutor};
