@@ -222,6 +222,17 @@ impl Report {
     }
 }
 
+/// Shows the case whose run panics.
+struct TellOnPanic<'a>(&'a Case);
+
+impl Drop for TellOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("while running {}", self.0);
+        }
+    }
+}
+
 /// Runs a case on the subjects up to the first that differs.
 fn check(
     host: &mut dyn Executor,
@@ -232,7 +243,9 @@ fn check(
     report: &mut Report,
 ) {
     for (number, subject) in subjects.iter_mut().enumerate() {
+        let told = TellOnPanic(case);
         let got = subject.run(case);
+        drop(told);
         let Some(mismatch) = compare_with(case, expected, &got, Strictness::default()) else { continue };
         let mut failure =
             Failure { case: case.clone(), expected: expected.clone(), subject: number, got, mismatch };
