@@ -12,8 +12,8 @@ use super::vcpu::{Exit, Vcpu};
 use crate::walk::{self, Access};
 use crate::{Activity, Bus, debug, deliver};
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
-use memory::Marks;
 use iced_x86::Instruction;
+use memory::Marks;
 use x86::{Exception, flags, paging};
 
 /// What to do after an exit was handled.
@@ -67,7 +67,7 @@ impl Vcpu {
             }
             let mode = self.mode();
             self.tlb.enter_mode(&self.arena, mode);
-            let left = (horizon - self.state().retired).min(regs::BUDGET_MAX);
+            let left = (horizon - self.state().retired).min(self.stretch());
             self.horizon = self.state().retired + left;
             match self.block_at_rip(bus, mode, regs::MAX_BLOCK) {
                 Ok(Some(block)) => self.execute(bus, mode, block),
@@ -108,14 +108,21 @@ impl Vcpu {
         self.tlb.follow_epoch(&self.arena, bus.ram());
     }
 
+    /// Drops code or translations now and then, and ends the coming stretch early.
     fn make_chaos(&mut self, bus: &mut dyn Bus) {
         let Some(seed) = &mut self.chaos else { return };
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        match *seed >> 56 {
+        let dice = *seed >> 33;
+        match dice % 4096 {
             0 => self.drop_code(bus),
-            1..=15 => self.tlb.clear_all(&self.arena, bus.ram()),
+            1..=63 => self.tlb.clear_all(&self.arena, bus.ram()),
             _ => {}
         }
+    }
+
+    /// The longest stretch until the loop is next entered.
+    fn stretch(&self) -> u64 {
+        self.chaos.map_or(regs::BUDGET_MAX, |seed| 1 + (seed >> 40) % 20_000)
     }
 
     fn apply_flush(&mut self, bus: &mut dyn Bus) {
@@ -387,7 +394,7 @@ impl Vcpu {
     /// one; `None` when the loop must take over.
     fn follow(&mut self, bus: &mut dyn Bus, mode: Mode) -> Option<(BlockId, bool)> {
         let left = self.horizon - self.state().retired;
-        if left == 0 || self.chaos.is_some() {
+        if left == 0 {
             return None;
         }
         let mut limit = regs::MAX_BLOCK;
@@ -542,7 +549,8 @@ impl Vcpu {
         let class = self.class_of(&instr);
         let inside = {
             let b = self.blocks.get(self.blocks.exits[id.0 as usize].block);
-            let start = b.key.phys as usize % PAGE_SIZE + b.insns[self.blocks.exits[id.0 as usize].insn as usize].delta as usize;
+            let start = b.key.phys as usize % PAGE_SIZE
+                + b.insns[self.blocks.exits[id.0 as usize].insn as usize].delta as usize;
             start + instr.len() <= PAGE_SIZE
         };
         // Only what lies in the block's own page is thrown away together with the block; outside
@@ -561,7 +569,6 @@ impl Vcpu {
     fn resume_after(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId, k: u8, retired: u64) -> Next {
         let quiet = self.flush.is_empty()
             && !bus.ram().is_disturbed()
-            && self.chaos.is_none()
             && self.state().activity == Activity::Running
             && !bus.interrupt_pending()
             && bus.horizon().count() >= self.horizon
