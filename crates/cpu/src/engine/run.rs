@@ -2,7 +2,7 @@
 
 use super::blocks::{BlockId, BlockKey, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
 use super::classify::Class;
-use super::hot::{JUMP_ENTRIES, JumpEntry};
+use super::hot::{Hot, JUMP_ENTRIES, JumpEntry};
 use super::interpret::Faulted;
 use super::regs;
 use super::signals::{self, Running};
@@ -290,22 +290,28 @@ impl Vcpu {
         self.statistics.exits += 1;
         let hot = self.hot();
         hot.target = address as u64;
-        hot.flags = hot.state.rflags & flags::STATUS | flags::FIXED;
+        spread_flags(hot);
         // SAFETY: the thunk follows the C calling convention and saves what it must; translated
         // code touches only the arena and guest pages behind TLB entries.
         let enter: extern "C" fn() = unsafe { std::mem::transmute(self.thunks.enter as usize) };
         enter();
         let hot = self.hot();
-        hot.state.rflags = hot.state.rflags & !flags::STATUS | hot.flags & flags::STATUS;
+        gather_flags(hot);
+        if hot.sti_budget != 0 {
+            let left = regs::decode_budget(hot.sti_budget) + hot.sti_rest as i64;
+            hot.state.shadow_at = self.horizon.wrapping_sub(left as u64);
+            hot.sti_budget = 0;
+        }
         ExitId(hot.exit as u32)
     }
 
     /// Runs translated code from `block` until something needs the loop.
-    fn execute(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId) {
+    fn execute(&mut self, bus: &mut dyn Bus, mut mode: Mode, block: BlockId) {
         self.load_x87();
         self.hot().budget = regs::encode_budget(self.horizon - self.state().retired);
         let mut address = self.blocks.get(block).checked;
         loop {
+            self.prepare_entry(bus);
             let id = self.enter(address);
             if id == ExitId(HOST_FAULT) {
                 self.host_fault(bus);
@@ -317,8 +323,12 @@ impl Vcpu {
                     let linear = self.host_register(register).wrapping_add(displacement as i64 as u64);
                     self.access(bus, mode, id, linear, size as usize, write)
                 }
-                ExitKind::Branch { target, .. } => {
+                ExitKind::Branch { target, mode: to, .. } => {
                     self.arrive();
+                    if to != mode {
+                        mode = to;
+                        self.tlb.enter_mode(&self.arena, mode);
+                    }
                     self.branch(bus, mode, id, target)
                 }
                 ExitKind::Indirect => {
@@ -344,6 +354,20 @@ impl Vcpu {
                 Next::Loop => return,
             }
         }
+    }
+
+    /// Tells translated code what it may not ask the bus itself.
+    fn prepare_entry(&mut self, bus: &mut dyn Bus) {
+        let horizon = self.horizon;
+        let hot = self.hot();
+        hot.pending = bus.interrupt_pending() as u32;
+        let offset = bus.tsc_offset();
+        hot.tsc_linear = offset.is_some() as u32;
+        hot.tsc_base = offset
+            .unwrap_or(0)
+            .wrapping_add(hot.state.msr.tsc_adjust)
+            .wrapping_add(horizon)
+            .wrapping_add(regs::MAX_BLOCK);
     }
 
     /// At a block boundary: the count is what the budget says.
@@ -596,4 +620,25 @@ impl Vcpu {
         self.load_x87();
         Next::Enter(host)
     }
+}
+
+/// The flags that translated code keeps apart from the rest; see `privileged`.
+const APART: u64 = flags::STATUS | flags::IF | flags::DF | flags::AC;
+
+fn spread_flags(hot: &mut Hot) {
+    let rflags = hot.state.rflags;
+    hot.flags = rflags & flags::STATUS | flags::FIXED;
+    hot.interrupts = (rflags & flags::IF != 0) as u32;
+    hot.direction = (rflags & flags::DF != 0) as u32;
+    hot.alignment = (rflags & flags::AC != 0) as u32;
+    hot.other_flags = (rflags & !(APART | flags::RF | flags::VM)) as u32;
+}
+
+fn gather_flags(hot: &mut Hot) {
+    let bit = |word: u32, flag: u64| if word != 0 { flag } else { 0 };
+    hot.state.rflags = hot.state.rflags & !APART
+        | hot.flags & flags::STATUS
+        | bit(hot.interrupts, flags::IF)
+        | bit(hot.direction, flags::DF)
+        | bit(hot.alignment, flags::AC);
 }
