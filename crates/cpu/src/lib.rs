@@ -5,7 +5,23 @@
 #![allow(missing_docs)] // lifted once the engine stands
 
 mod bus;
+pub mod core;
+pub mod debug;
+pub mod deliver;
+mod descriptor;
+mod engine;
+mod fpu;
+mod gather;
+mod host;
+mod reset;
 mod state;
+pub mod string;
+pub mod system;
+pub mod walk;
 
 pub use bus::Bus;
+pub use core::{Core, Flush, Intent};
+pub use engine::{CpuError, Exit, Statistics, Vcpu, VcpuConfig};
+pub use fpu::{FpuKind, MXCSR_MASK, fpu_available};
+pub use host::host_features;
 pub use state::{Activity, CpuState, Fpu, SystemMsrs};

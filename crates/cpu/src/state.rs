@@ -48,6 +48,11 @@ pub struct SystemMsrs {
     pub mtrr_def_type: u64,
     pub mtrr_fixed: [u64; 11],
     pub mtrr_variable: [u64; 16],
+    /// IA32_SPEC_CTRL: stored, without effect (nothing is speculated on the guest's behalf).
+    pub spec_ctrl: u64,
+    /// AMD HWCR and DE_CFG: stored, without effect.
+    pub hwcr: u64,
+    pub de_cfg: u64,
 }
 
 /// What a processor is doing.
@@ -106,6 +111,8 @@ pub struct CpuState {
     pub shadow_at: u64,
     pub msr: SystemMsrs,
     pub fpu: Fpu,
+    /// Initial APIC identifier, as CPUID shows it; 0 in the bootstrap processor.
+    pub apic_id: u32,
 }
 
 impl CpuState {

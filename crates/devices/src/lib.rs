@@ -19,12 +19,14 @@ mod i8254;
 mod i8259;
 mod ioapic;
 mod lapic;
+pub mod pci;
 mod pvpanic;
 mod reset_port;
 mod rtc;
 #[cfg(test)]
 mod testing;
 mod uart;
+pub mod virtio;
 
 pub use acpi_pm::{AcpiPm, PM_TIMER_HZ};
 pub use debug_console::DebugConsole;

@@ -13,6 +13,8 @@ pub mod cr0 {
     pub const NW: u64 = 1 << 29;
     pub const CD: u64 = 1 << 30;
     pub const PG: u64 = 1 << 31;
+    /// Every defined bit.
+    pub const DEFINED: u64 = PE | MP | EM | TS | ET | NE | WP | AM | NW | CD | PG;
 }
 
 pub mod cr4 {
@@ -40,10 +42,30 @@ pub mod efer {
     pub const LME: u64 = 1 << 8;
     pub const LMA: u64 = 1 << 10;
     pub const NXE: u64 = 1 << 11;
+    /// Every bit the guest's processors have.
+    pub const DEFINED: u64 = SCE | LME | LMA | NXE;
 }
 
 pub mod xcr0 {
     pub const X87: u64 = 1 << 0;
     pub const SSE: u64 = 1 << 1;
     pub const AVX: u64 = 1 << 2;
+}
+
+/// Debug registers DR6 and DR7 (SDM vol. 3B, 17.2).
+pub mod dr {
+    /// DR6: single-step.
+    pub const BS: u64 = 1 << 14;
+    /// DR6: access to a debug register while DR7.GD was set.
+    pub const BD: u64 = 1 << 13;
+    /// DR6 bits that read as one.
+    pub const DR6_FIXED: u64 = 0xffff_0ff0;
+    /// DR6 bits that software can write.
+    pub const DR6_WRITABLE: u64 = 0xe00f;
+    /// DR7: any access to a debug register traps.
+    pub const GD: u64 = 1 << 13;
+    /// DR7 bits that read as one.
+    pub const DR7_FIXED: u64 = 0x400;
+    /// DR7 bits that software can write.
+    pub const DR7_WRITABLE: u64 = 0xffff_23ff;
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod cpuid;
 mod exception;
 pub mod flags;
 pub mod gpr;
@@ -13,5 +14,6 @@ pub mod msr;
 pub mod paging;
 mod segment;
 
+pub use cpuid::{CpuModel, CpuidContext, HostFeatures, Level};
 pub use exception::{Exception, vector};
 pub use segment::{DescriptorTable, Segment, SegmentIndex};

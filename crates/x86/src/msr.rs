@@ -35,3 +35,26 @@ pub const FS_BASE: u32 = 0xc000_0100;
 pub const GS_BASE: u32 = 0xc000_0101;
 pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
 pub const TSC_AUX: u32 = 0xc000_0103;
+
+pub const PLATFORM_ID: u32 = 0x17;
+pub const MCG_CTL: u32 = 0x17b;
+pub const DEBUGCTL: u32 = 0x1d9;
+pub const MTRR_PHYSMASK7: u32 = 0x20f;
+pub const MTRR_FIX16K_A0000: u32 = 0x259;
+pub const MTRR_FIX4K_F8000: u32 = 0x26f;
+
+// AMD (APM vol. 2, appendix A; BIOS and kernel developer's guides).
+pub const SYSCFG: u32 = 0xc001_0010;
+pub const HWCR: u32 = 0xc001_0015;
+pub const TOP_MEM: u32 = 0xc001_001a;
+pub const TOP_MEM2: u32 = 0xc001_001d;
+pub const NB_CFG: u32 = 0xc001_001f;
+pub const INT_PENDING: u32 = 0xc001_0055;
+pub const MMIO_CFG_BASE: u32 = 0xc001_0058;
+pub const PSTATE_LIMIT: u32 = 0xc001_0061;
+pub const PSTATE_STATUS: u32 = 0xc001_0063;
+pub const PSTATE_0: u32 = 0xc001_0064;
+pub const VM_CR: u32 = 0xc001_0114;
+pub const DC_CFG: u32 = 0xc001_1022;
+pub const DE_CFG: u32 = 0xc001_1029;
+pub const BU_CFG2: u32 = 0xc001_102a;

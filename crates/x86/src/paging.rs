@@ -12,6 +12,17 @@ pub const GLOBAL: u64 = 1 << 8;
 pub const NO_EXECUTE: u64 = 1 << 63;
 /// The physical address field of an entry, for MAXPHYADDR up to 52.
 pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// MAXPHYADDR of every guest processor: physical addresses have this many bits.
+pub const PHYSICAL_BITS: u32 = 40;
+/// Physical address bits that entries may not use: 51 down to MAXPHYADDR.
+pub const ADDRESS_RESERVED: u64 = ADDRESS & !((1 << PHYSICAL_BITS) - 1);
+/// Linear addresses have this many bits; the rest repeat the topmost one.
+pub const LINEAR_BITS: u32 = 48;
+
+/// Whether `address` is canonical: bits 63 to 47 all equal (SDM vol. 1, 3.3.7.1).
+pub const fn is_canonical(address: u64) -> bool {
+    ((address as i64) << (64 - LINEAR_BITS)) >> (64 - LINEAR_BITS) == address as i64
+}
 
 /// Error-code bits of #PF.
 pub mod fault {

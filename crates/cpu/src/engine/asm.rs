@@ -1,0 +1,359 @@
+//! A tiny assembler for the fixed sequences the translator emits.
+//!
+//! Guest instructions that must be rewritten go through iced's encoder; everything of our own
+//! (TLB checks, counting, links, register shuffles) is written byte by byte here, because it is
+//! most of what is emitted and these few forms are easy to get right. All absolute addresses lie
+//! below 2 GiB (see [`super::arena`]), so they fit a sign-extended 32-bit displacement.
+
+/// A host general register, by its encoding number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reg(pub u8);
+
+#[allow(missing_docs)]
+impl Reg {
+    pub const RAX: Reg = Reg(0);
+    pub const RCX: Reg = Reg(1);
+    pub const RDX: Reg = Reg(2);
+    pub const RSP: Reg = Reg(4);
+    pub const RSI: Reg = Reg(6);
+    pub const RDI: Reg = Reg(7);
+    pub const R10: Reg = Reg(10);
+    pub const R11: Reg = Reg(11);
+    pub const R14: Reg = Reg(14);
+    pub const R15: Reg = Reg(15);
+}
+
+/// A memory operand: `[base + index * 2^scale + disp]`, each part optional.
+#[derive(Clone, Copy, Debug)]
+pub struct Mem {
+    /// Base register.
+    pub base: Option<Reg>,
+    /// Index register (never RSP) and log2 of its scale.
+    pub index: Option<(Reg, u8)>,
+    /// Displacement; the whole address when there is neither base nor index.
+    pub disp: i32,
+}
+
+impl Mem {
+    /// An absolute address below 2 GiB.
+    pub fn abs(address: u32) -> Mem {
+        Mem { base: None, index: None, disp: address as i32 }
+    }
+    /// `[base + disp]`.
+    pub fn base(base: Reg, disp: i32) -> Mem {
+        Mem { base: Some(base), index: None, disp }
+    }
+    /// `[base + index + disp]`.
+    pub fn base_index(base: Reg, index: Reg, disp: i32) -> Mem {
+        Mem { base: Some(base), index: Some((index, 0)), disp }
+    }
+    /// `[table + index * 8]`.
+    pub fn table(table: u32, index: Reg) -> Mem {
+        Mem { base: None, index: Some((index, 3)), disp: table as i32 }
+    }
+}
+
+/// Operand width of an integer instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum Width {
+    W16,
+    W32,
+    W64,
+}
+
+/// A forward jump whose target is not known yet: where its 32-bit displacement is.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Fixup32(usize);
+
+/// The same for an 8-bit displacement.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Fixup8(usize);
+
+/// Emits into a buffer that will stand at a known address.
+pub struct Asm {
+    /// The bytes so far.
+    pub code: Vec<u8>,
+    /// The address the first byte will have.
+    pub origin: u32,
+}
+
+impl Asm {
+    /// An empty buffer that will stand at `origin`.
+    pub fn new(origin: u32) -> Self {
+        Self { code: Vec::with_capacity(1024), origin }
+    }
+    /// The address of the next byte.
+    pub fn here(&self) -> u32 {
+        self.origin + self.code.len() as u32
+    }
+    /// Emits raw bytes.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        self.code.extend_from_slice(bytes);
+    }
+    fn imm32(&mut self, value: i32) {
+        self.bytes(&value.to_le_bytes());
+    }
+
+    fn rex(&mut self, wide: bool, reg: u8, mem: &Mem) {
+        let rex = 0x40
+            | (wide as u8) << 3
+            | (reg >> 3) << 2
+            | mem.index.map_or(0, |(i, _)| i.0 >> 3) << 1
+            | mem.base.map_or(0, |b| b.0 >> 3);
+        if rex != 0x40 {
+            self.code.push(rex);
+        }
+    }
+
+    fn modrm_mem(&mut self, reg: u8, mem: &Mem) {
+        let reg = (reg & 7) << 3;
+        match (mem.base, mem.index) {
+            (None, index) => {
+                // SIB without base: disp32.
+                self.code.push(reg | 4);
+                let (i, s) = index.map_or((4, 0), |(i, s)| (i.0 & 7, s));
+                self.code.push(s << 6 | i << 3 | 5);
+                self.imm32(mem.disp);
+            }
+            (Some(base), index) => {
+                let small = i8::try_from(mem.disp);
+                let mode = match small {
+                    Ok(0) if base.0 & 7 != 5 => 0x00,
+                    Ok(_) => 0x40,
+                    Err(_) => 0x80,
+                };
+                if index.is_some() || base.0 & 7 == 4 {
+                    self.code.push(mode | reg | 4);
+                    let (i, s) = index.map_or((4, 0), |(i, s)| (i.0 & 7, s));
+                    debug_assert!(index.is_none_or(|(i, _)| i.0 != 4));
+                    self.code.push(s << 6 | i << 3 | (base.0 & 7));
+                } else {
+                    self.code.push(mode | reg | (base.0 & 7));
+                }
+                match mode {
+                    0x40 => self.code.push(small.expect("checked") as u8),
+                    0x80 => self.imm32(mem.disp),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn op_mem(&mut self, width: Width, opcode: &[u8], reg: u8, mem: Mem) {
+        if width == Width::W16 {
+            self.code.push(0x66);
+        }
+        self.rex(width == Width::W64, reg, &mem);
+        self.bytes(opcode);
+        self.modrm_mem(reg, &mem);
+    }
+
+    fn op_reg(&mut self, wide: bool, opcode: &[u8], reg: u8, rm: u8) {
+        let rex = 0x40 | (wide as u8) << 3 | (reg >> 3) << 2 | rm >> 3;
+        if rex != 0x40 {
+            self.code.push(rex);
+        }
+        self.bytes(opcode);
+        self.code.push(0xc0 | (reg & 7) << 3 | (rm & 7));
+    }
+
+    /// `mov dst, [mem]`; 32 bits zero-extend, 16 bits leave the rest.
+    pub fn load(&mut self, width: Width, dst: Reg, mem: Mem) {
+        self.op_mem(width, &[0x8b], dst.0, mem);
+    }
+    /// `mov [mem], src`.
+    pub fn store(&mut self, width: Width, mem: Mem, src: Reg) {
+        self.op_mem(width, &[0x89], src.0, mem);
+    }
+    /// `mov [mem], imm32` (sign-extended for 64 bits).
+    pub fn store_imm(&mut self, width: Width, mem: Mem, value: i32) {
+        self.op_mem(width, &[0xc7], 0, mem);
+        match width {
+            Width::W16 => self.bytes(&(value as i16).to_le_bytes()),
+            _ => self.imm32(value),
+        }
+    }
+    /// `mov byte [mem], imm8`.
+    pub fn store_imm8(&mut self, mem: Mem, value: u8) {
+        self.op_mem(Width::W32, &[0xc6], 0, mem);
+        self.code.push(value);
+    }
+    /// `mov dst, src`.
+    pub fn mov(&mut self, width: Width, dst: Reg, src: Reg) {
+        self.op_reg(width == Width::W64, &[0x8b], dst.0, src.0);
+    }
+    /// The shortest `mov dst, value`.
+    pub fn mov_imm(&mut self, dst: Reg, value: u64) {
+        if let Ok(v) = u32::try_from(value) {
+            if dst.0 >= 8 {
+                self.code.push(0x41);
+            }
+            self.code.push(0xb8 | (dst.0 & 7));
+            self.bytes(&v.to_le_bytes());
+        } else if let Ok(v) = i32::try_from(value as i64) {
+            self.op_reg(true, &[0xc7], 0, dst.0);
+            self.imm32(v);
+        } else {
+            self.code.push(0x48 | dst.0 >> 3);
+            self.code.push(0xb8 | (dst.0 & 7));
+            self.bytes(&value.to_le_bytes());
+        }
+    }
+    /// `lea dst, [mem]` at 64 or 32 bits.
+    pub fn lea(&mut self, width: Width, dst: Reg, mem: Mem) {
+        self.op_mem(width, &[0x8d], dst.0, mem);
+    }
+    /// `movzx dst32, src8`.
+    pub fn movzx8(&mut self, dst: Reg, src: Reg) {
+        // A REX prefix is needed for SPL..DIL as well; our sources are RCX and R8–R15.
+        debug_assert!(src.0 >= 8 || src.0 < 4);
+        self.op_reg(false, &[0x0f, 0xb6], dst.0, src.0);
+    }
+    /// `movzx dst32, src16`.
+    pub fn movzx16(&mut self, dst: Reg, src: Reg) {
+        self.op_reg(false, &[0x0f, 0xb7], dst.0, src.0);
+    }
+
+    fn vex(&mut self, map: u8, pp: u8, reg: Reg, vvvv: u8, rm: u8) {
+        self.bytes(&[
+            0xc4,
+            (!reg.0 >> 3 & 1) << 7 | 1 << 6 | (!rm >> 3 & 1) << 5 | map,
+            1 << 7 | (!vvvv & 15) << 3 | pp,
+        ]);
+    }
+    /// `rorx dst, src, count` (64 bits): rotates without touching flags.
+    pub fn rorx(&mut self, dst: Reg, src: Reg, count: u8) {
+        self.vex(3, 3, dst, 0, src.0);
+        self.bytes(&[0xf0, 0xc0 | (dst.0 & 7) << 3 | (src.0 & 7), count]);
+    }
+    /// `shrx dst, src, count` (64 bits): shifts by the low six bits of `count`, without flags.
+    pub fn shrx(&mut self, dst: Reg, src: Reg, count: Reg) {
+        self.vex(2, 3, dst, count.0, src.0);
+        self.bytes(&[0xf7, 0xc0 | (dst.0 & 7) << 3 | (src.0 & 7)]);
+    }
+    /// `sarx dst, src, count` (64 bits).
+    pub fn sarx(&mut self, dst: Reg, src: Reg, count: Reg) {
+        self.vex(2, 2, dst, count.0, src.0);
+        self.bytes(&[0xf7, 0xc0 | (dst.0 & 7) << 3 | (src.0 & 7)]);
+    }
+
+    /// `jrcxz` to a place not yet known, at most 127 bytes on.
+    pub fn jrcxz(&mut self) -> Fixup8 {
+        self.bytes(&[0xe3, 0]);
+        Fixup8(self.code.len() - 1)
+    }
+    /// `jrcxz` back to an address at most 126 bytes before.
+    pub fn jrcxz_back(&mut self, target: u32) {
+        let distance = target as i64 - (self.here() as i64 + 2);
+        let distance = i8::try_from(distance).expect("jrcxz target is near");
+        self.bytes(&[0xe3, distance as u8]);
+    }
+    /// Resolves a short jump to here.
+    pub fn bind8(&mut self, fixup: Fixup8) {
+        let distance = self.code.len() - (fixup.0 + 1);
+        self.code[fixup.0] = i8::try_from(distance).expect("short jump reaches") as u8;
+    }
+    /// `jmp target`.
+    pub fn jmp(&mut self, target: u32) {
+        let distance = (target as i64 - (self.here() as i64 + 5)) as i32;
+        self.code.push(0xe9);
+        self.imm32(distance);
+    }
+    /// `jmp` to a place not yet known.
+    pub fn jmp_forward(&mut self) -> Fixup32 {
+        self.code.push(0xe9);
+        self.imm32(0);
+        Fixup32(self.code.len() - 4)
+    }
+    /// `jcc` (condition code 0–15) to a place not yet known.
+    pub fn jcc_forward(&mut self, condition: u8) -> Fixup32 {
+        self.bytes(&[0x0f, 0x80 | condition]);
+        self.imm32(0);
+        Fixup32(self.code.len() - 4)
+    }
+    /// Resolves a jump to here.
+    pub fn bind32(&mut self, fixup: Fixup32) {
+        let distance = (self.code.len() - (fixup.0 + 4)) as i32;
+        self.code[fixup.0..fixup.0 + 4].copy_from_slice(&distance.to_le_bytes());
+    }
+    /// The address of a jump's displacement field, for patching it later.
+    pub fn field(&self, fixup: Fixup32) -> u32 {
+        self.origin + fixup.0 as u32
+    }
+    /// `jmp [mem]`.
+    pub fn jmp_mem(&mut self, mem: Mem) {
+        self.op_mem(Width::W32, &[0xff], 4, mem);
+    }
+    /// `push qword [mem]`, for thunks on the host stack.
+    pub fn push_mem(&mut self, mem: Mem) {
+        self.op_mem(Width::W32, &[0xff], 6, mem);
+    }
+    /// `pop qword [mem]`.
+    pub fn pop_mem(&mut self, mem: Mem) {
+        self.op_mem(Width::W32, &[0x8f], 0, mem);
+    }
+    /// An instruction of the 0F map without prefix and with a memory operand (`ldmxcsr`, …).
+    pub fn op_0f_mem(&mut self, opcode: u8, extension: u8, mem: Mem) {
+        self.op_mem(Width::W32, &[0x0f, opcode], extension, mem);
+    }
+    /// `vmovdqu ymm, [mem]` or, without AVX, `movups xmm, [mem]`; `store` turns it around.
+    pub fn vector(&mut self, avx: bool, store: bool, register: u8, address: u32) {
+        let r = register;
+        let mem = Mem::abs(address);
+        if avx {
+            let opcode = if store { 0x7f } else { 0x6f };
+            self.bytes(&[0xc5, (!r >> 3 & 1) << 7 | 0x7e, opcode]);
+            self.modrm_mem(r, &mem);
+        } else {
+            self.rex(false, r, &mem);
+            self.bytes(&[0x0f, if store { 0x11 } else { 0x10 }]);
+            self.modrm_mem(r, &mem);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+
+    fn text(build: impl Fn(&mut Asm)) -> String {
+        let mut asm = Asm::new(0x1000_0000);
+        build(&mut asm);
+        let mut decoder = Decoder::with_ip(64, &asm.code, asm.origin as u64, DecoderOptions::NONE);
+        let mut lines = Vec::new();
+        while decoder.can_decode() {
+            let mut line = String::new();
+            IntelFormatter::new().format(&decoder.decode(), &mut line);
+            lines.push(line);
+        }
+        lines.join("; ")
+    }
+
+    #[test]
+    fn every_form_decodes_to_what_it_says() {
+        use Width::*;
+        assert_eq!(text(|a| a.load(W64, Reg::R10, Mem::abs(0x1234_5678))), "mov r10,[12345678h]");
+        assert_eq!(text(|a| a.load(W32, Reg::RCX, Mem::table(0x1000, Reg::R11))), "mov ecx,[r11*8+1000h]");
+        assert_eq!(text(|a| a.store(W64, Mem::base(Reg::RSP, -8), Reg::R14)), "mov [rsp-8],r14");
+        assert_eq!(
+            text(|a| a.lea(W64, Reg::RCX, Mem::base_index(Reg(13), Reg::R11, 0))),
+            "lea rcx,[r13+r11]"
+        );
+        assert_eq!(text(|a| a.rorx(Reg::R11, Reg::RSP, 12)), "rorx r11,rsp,0Ch");
+        assert_eq!(text(|a| a.shrx(Reg::RCX, Reg::R15, Reg::R15)), "shrx rcx,r15,r15");
+        assert_eq!(text(|a| a.sarx(Reg::RCX, Reg::RAX, Reg::RCX)), "sarx rcx,rax,rcx");
+        assert_eq!(text(|a| a.movzx8(Reg::R11, Reg::R11)), "movzx r11d,r11b");
+        assert_eq!(text(|a| a.mov_imm(Reg::R10, u64::MAX - 1)), "mov r10,0FFFFFFFFFFFFFFFEh");
+        assert_eq!(text(|a| a.mov_imm(Reg::RCX, 1 << 40)), "mov rcx,10000000000h");
+        assert_eq!(text(|a| a.vector(true, false, 9, 0x1000)), "vmovdqu ymm9,[1000h]");
+        assert_eq!(text(|a| a.vector(true, true, 1, 0x1000)), "vmovdqu [1000h],ymm1");
+        assert_eq!(text(|a| a.vector(false, true, 12, 0x1000)), "movups [1000h],xmm12");
+        assert_eq!(text(|a| a.jmp(0x1000_0000)), "jmp 0000000010000000h");
+        assert_eq!(text(|a| a.op_0f_mem(0xae, 2, Mem::abs(64))), "ldmxcsr [40h]");
+        assert_eq!(text(|a| a.store_imm(W16, Mem::base(Reg(5), 0), -1)), "mov word ptr [rbp],0FFFFh");
+    }
+}

@@ -1,0 +1,415 @@
+//! The code cache: translated blocks, how they are found, linked and thrown away.
+//!
+//! A block is translated guest code from one page, known by the *physical* address it was read
+//! from, the virtual address it runs at (RIP-relative operands and return addresses are wired in)
+//! and the mode it was translated for. It has two entries:
+//!
+//! * `entry`: for jumps from the same page, which prove that the page is still mapped;
+//! * `checked`: for everyone else. It compares the block's [`PageId`] with what the mode's
+//!   code-page table says stands behind the block's virtual page now, so a link or a jump-cache
+//!   entry never has to be undone because page tables changed.
+//!
+//! Space is handed out in order and never reclaimed singly; when the cache is full everything
+//! goes. A block whose guest bytes were written is unlinked from its predecessors and forgotten.
+
+use super::arena::Arena;
+use super::hot::{CODE_SLOTS, JUMP_ENTRIES, SETS};
+use std::collections::HashMap;
+
+/// The processor mode a block was translated for; which assumptions are wired into it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Mode(pub u32);
+
+impl Mode {
+    const BITS_MASK: u32 = 3;
+    /// Privilege level 3.
+    pub const USER: Mode = Mode(1 << 2);
+    /// SMAP is on and EFLAGS.AC lifts it.
+    pub const AC: Mode = Mode(1 << 3);
+    /// x87 and SSE instructions do not fault (CR0.EM and TS clear, CR4.OSFXSR set).
+    pub const FPU: Mode = Mode(1 << 4);
+    /// AVX instructions do not fault.
+    pub const AVX: Mode = Mode(1 << 5);
+    /// Outside 64-bit mode: ES, CS, SS, DS, FS, GS span all 4 GiB and may be read and written
+    /// (bits 8 to 13); ES, CS, SS and DS also have base 0.
+    pub const FLAT: [Mode; 6] =
+        [Mode(1 << 8), Mode(1 << 9), Mode(1 << 10), Mode(1 << 11), Mode(1 << 12), Mode(1 << 13)];
+    /// The stack pointer is ESP rather than SP outside 64-bit mode (SS.B).
+    pub const STACK32: Mode = Mode(1 << 14);
+    /// A debugger or the guest's debug registers want every access to be executed precisely.
+    pub const PRECISE: Mode = Mode(1 << 15);
+
+    /// A mode with only its code size, 16, 32 or 64.
+    pub const fn of_bits(bits: u32) -> Mode {
+        Mode(match bits {
+            16 => 0,
+            32 => 1,
+            _ => 2,
+        })
+    }
+    /// 16, 32 or 64.
+    pub const fn bits(self) -> u32 {
+        16 << (self.0 & Self::BITS_MASK)
+    }
+    /// Whether 64-bit code.
+    pub const fn is64(self) -> bool {
+        self.bits() == 64
+    }
+    /// Whether all of `other` holds.
+    pub const fn has(self, other: Mode) -> bool {
+        self.0 & other.0 == other.0
+    }
+    /// Both together.
+    #[must_use]
+    pub const fn with(self, other: Mode) -> Mode {
+        Mode(self.0 | other.0)
+    }
+    /// Which set of tables this mode uses.
+    pub const fn set(self) -> usize {
+        match (self.bits(), self.has(Mode::USER), self.has(Mode::AC)) {
+            (64, false, false) => 0,
+            (64, false, true) => 1,
+            (64, true, _) => 2,
+            (32, true, _) => 3,
+            _ => 4,
+        }
+    }
+}
+
+/// What a block is known by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BlockKey {
+    /// Guest physical address of the first byte.
+    pub phys: u64,
+    /// Linear address of the first byte.
+    pub virt: u64,
+    /// See [`Mode`].
+    pub mode: Mode,
+    /// The most instructions it may have: less than the maximum for exact stops.
+    pub limit: u8,
+}
+
+/// Index of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BlockId(pub u32);
+
+/// Index of an exit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ExitId(pub u32);
+
+/// The exit index that stands for a host fault.
+pub const HOST_FAULT: u32 = u32::MAX;
+
+/// Where one instruction of a block begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Insn {
+    /// Bytes from the block's first guest byte.
+    pub delta: u16,
+    /// Host address of its translation.
+    pub host: u32,
+}
+
+/// One translated block.
+pub struct Block {
+    pub key: BlockKey,
+    /// Instructions counted at entry.
+    pub count: u8,
+    /// See the module's head.
+    pub entry: u32,
+    pub checked: u32,
+    /// One past the last host byte.
+    pub end: u32,
+    /// Start and, one more than there are instructions, their boundaries.
+    pub insns: Box<[Insn]>,
+    /// Guest bytes covered, all in one page.
+    pub bytes: u16,
+    /// False once its guest bytes were written.
+    pub live: bool,
+    /// Exits linked to this block.
+    pub incoming: Vec<ExitId>,
+}
+
+impl Block {
+    /// The linear address of instruction `k` (`k` may be the count: one past the last).
+    pub fn virt_of(&self, k: u8) -> u64 {
+        self.key.virt.wrapping_add(self.insns[k as usize].delta as u64)
+    }
+}
+
+/// Why translated code returned to Rust.
+#[derive(Clone, Copy, Debug)]
+pub enum ExitKind {
+    /// A TLB miss: the linear address is in the given host register plus displacement.
+    Access { register: u8, displacement: i32, size: u8, write: bool },
+    /// A direct jump that is not linked: its target, the jump to patch, and what it jumps to now.
+    Branch { target: u64, field: u32, stub: u32 },
+    /// An indirect jump missed the jump cache; the target is in host R10.
+    Indirect,
+    /// The instruction is executed by Rust.
+    Interpret,
+    /// The budget does not cover the block.
+    Expired,
+    /// The block's virtual page is not known to hold its page any more.
+    PageCheck,
+}
+
+/// One place where translated code returns to Rust.
+#[derive(Clone, Copy, Debug)]
+pub struct Exit {
+    pub block: BlockId,
+    /// The instruction it belongs to.
+    pub insn: u8,
+    pub kind: ExitKind,
+}
+
+/// Identity of a (virtual page, physical page, mode) triple; never 0.
+pub type PageId = u32;
+
+struct CodePage {
+    /// One bit per 64 bytes that some block covers.
+    lines: u64,
+    blocks: Vec<BlockId>,
+}
+
+/// All translated code of a vCPU.
+pub struct Blocks {
+    pub list: Vec<Block>,
+    pub exits: Vec<Exit>,
+    by_key: HashMap<BlockKey, BlockId, BuildMix>,
+    pages: HashMap<u64, CodePage, BuildMix>,
+    page_ids: HashMap<(u64, u64, Mode), PageId, BuildMix>,
+    /// First address after the thunks.
+    start: u32,
+    next: u32,
+    end: u32,
+    /// How often everything was thrown away.
+    pub flushes: u64,
+}
+
+impl Blocks {
+    /// An empty cache between `start` and `end`.
+    pub fn new(start: u32, end: u32) -> Self {
+        Self {
+            list: Vec::new(),
+            exits: Vec::new(),
+            by_key: HashMap::default(),
+            pages: HashMap::default(),
+            page_ids: HashMap::default(),
+            start,
+            next: start,
+            end,
+            flushes: 0,
+        }
+    }
+
+    /// Where the next block will stand.
+    pub fn next_address(&self) -> u32 {
+        self.next
+    }
+
+    /// Whether a block of any size may still be added.
+    pub fn has_room(&self) -> bool {
+        self.end - self.next > 64 << 10
+    }
+
+    /// The block of that key.
+    pub fn find(&self, key: &BlockKey) -> Option<BlockId> {
+        self.by_key.get(key).copied()
+    }
+
+    /// The block.
+    pub fn get(&self, id: BlockId) -> &Block {
+        &self.list[id.0 as usize]
+    }
+
+    /// The identity of a page as seen at a virtual page in a mode.
+    pub fn page_id(&mut self, virt_page: u64, phys_page: u64, mode: Mode) -> PageId {
+        let next = self.page_ids.len() as u32 + 1;
+        *self.page_ids.entry((virt_page, phys_page, mode)).or_insert(next)
+    }
+
+    /// The identity that the next block added will have.
+    pub fn next_id(&self) -> BlockId {
+        BlockId(self.list.len() as u32)
+    }
+
+    /// Adds a block whose code has been written at [`Self::next_address`].
+    pub fn add(&mut self, block: Block) -> BlockId {
+        let id = self.next_id();
+        self.next = (block.end + 15) & !15;
+        let page = self
+            .pages
+            .entry(block.key.phys >> 12)
+            .or_insert_with(|| CodePage { lines: 0, blocks: Vec::new() });
+        page.lines |= lines(block.key.phys as usize & 0xfff, block.bytes as usize);
+        page.blocks.push(id);
+        self.by_key.insert(block.key, id);
+        self.list.push(block);
+        id
+    }
+
+    /// Makes exit `from` (a direct jump) go straight to block `to`.
+    pub fn link(&mut self, arena: &mut Arena, from: ExitId, to: BlockId) {
+        let exit = self.exits[from.0 as usize];
+        let ExitKind::Branch { target, field, .. } = exit.kind else { return };
+        let source = &self.list[exit.block.0 as usize];
+        let to_block = &self.list[to.0 as usize];
+        debug_assert_eq!(target, to_block.key.virt);
+        let same_page = source.key.virt >> 12 == target >> 12;
+        let address = if same_page { to_block.entry } else { to_block.checked };
+        arena.patch_jump(field, address);
+        self.list[to.0 as usize].incoming.push(from);
+    }
+
+    /// Forgets the blocks of physical page `page` that overlap the written bytes. True if no
+    /// block is left there.
+    pub fn invalidate(&mut self, arena: &mut Arena, page: u64, offset: usize, len: usize) -> bool {
+        let Some(code) = self.pages.get_mut(&page) else { return true };
+        if code.lines & lines(offset, len) == 0 {
+            return false;
+        }
+        let list = &mut self.list;
+        let mut gone = Vec::new();
+        code.lines = 0;
+        code.blocks.retain(|id| {
+            let b = &list[id.0 as usize];
+            let first = b.key.phys as usize & 0xfff;
+            let hit = first < offset + len && offset < first + b.bytes as usize;
+            if hit {
+                gone.push(*id);
+            } else {
+                code.lines |= lines(first, b.bytes as usize);
+            }
+            !hit
+        });
+        let empty = code.blocks.is_empty();
+        if empty {
+            self.pages.remove(&page);
+        }
+        for id in gone {
+            self.forget(arena, id);
+        }
+        empty
+    }
+
+    fn forget(&mut self, arena: &mut Arena, id: BlockId) {
+        let block = &mut self.list[id.0 as usize];
+        block.live = false;
+        self.by_key.remove(&block.key);
+        let checked = block.checked as u64;
+        let slot = block.key.virt as usize % JUMP_ENTRIES;
+        for exit in std::mem::take(&mut block.incoming) {
+            if let ExitKind::Branch { field, stub, .. } = self.exits[exit.0 as usize].kind {
+                arena.patch_jump(field, stub);
+            }
+        }
+        // SAFETY: the arena's hot data; translated code is not running.
+        let hot = unsafe { &mut *arena.hot() };
+        for set in &mut hot.sets {
+            if set.jump[slot].code == checked {
+                set.jump[slot] = empty_jump(slot);
+            }
+        }
+    }
+
+    /// The block that holds host address `host`, and which of its instructions.
+    pub fn at_host(&self, host: u32) -> Option<(BlockId, u8)> {
+        let after = self.list.partition_point(|b| b.checked <= host);
+        let id = after.checked_sub(1)?;
+        let b = &self.list[id];
+        if host >= b.end {
+            return None;
+        }
+        let k = b.insns.partition_point(|i| i.host <= host).checked_sub(1)?;
+        Some((BlockId(id as u32), k.min(b.insns.len() - 1) as u8))
+    }
+
+    /// Throws everything away; returns the physical pages that held code.
+    pub fn clear(&mut self) -> Vec<u64> {
+        self.list.clear();
+        self.exits.clear();
+        self.by_key.clear();
+        self.page_ids.clear();
+        self.next = self.start;
+        self.flushes += 1;
+        self.pages.drain().map(|(page, _)| page).collect()
+    }
+}
+
+/// A jump-cache entry that matches nothing.
+pub fn empty_jump(slot: usize) -> super::hot::JumpEntry {
+    super::hot::JumpEntry { neg_target: u64::from(slot == 0), code: 0 }
+}
+
+fn lines(offset: usize, len: usize) -> u64 {
+    if len == 0 {
+        return 0;
+    }
+    let first = offset >> 6;
+    let last = (offset + len - 1) >> 6;
+    (u64::MAX >> (63 - (last - first).min(63))) << first
+}
+
+/// A fast hash for keys that nobody can choose to our harm beyond slowness.
+#[derive(Clone, Copy, Default)]
+pub struct BuildMix;
+
+/// See [`BuildMix`].
+#[derive(Default)]
+pub struct Mix(u64);
+
+impl std::hash::BuildHasher for BuildMix {
+    type Hasher = Mix;
+    fn build_hasher(&self) -> Mix {
+        Mix::default()
+    }
+}
+
+impl std::hash::Hasher for Mix {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+    fn write_u8(&mut self, n: u8) {
+        self.write_u64(n as u64);
+    }
+    fn write_u32(&mut self, n: u32) {
+        self.write_u64(n as u64);
+    }
+    fn write_u64(&mut self, n: u64) {
+        let mixed = (self.0 ^ n).wrapping_add(1) as u128 * 0x9e37_79b9_7f4a_7c15;
+        self.0 = (mixed >> 64) as u64 ^ mixed as u64;
+    }
+}
+
+const _: () = assert!(SETS == 5 && CODE_SLOTS > 0);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_cover_exactly_the_bytes() {
+        assert_eq!(lines(0, 1), 1);
+        assert_eq!(lines(63, 2), 3);
+        assert_eq!(lines(0, 4096), u64::MAX);
+        assert_eq!(lines(4095, 1), 1 << 63);
+        assert_eq!(lines(128, 64), 4);
+    }
+
+    #[test]
+    fn modes_of_different_privilege_use_different_sets() {
+        let kernel = Mode::of_bits(64);
+        let user = kernel.with(Mode::USER);
+        let lifted = kernel.with(Mode::AC);
+        assert_eq!([kernel.set(), lifted.set(), user.set()], [0, 1, 2]);
+        assert_eq!(Mode::of_bits(32).with(Mode::USER).set(), 3);
+        assert_eq!(Mode::of_bits(16).set(), 4);
+    }
+}

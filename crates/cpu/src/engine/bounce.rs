@@ -1,0 +1,207 @@
+//! Executing one ordinary instruction precisely.
+//!
+//! The instruction is re-encoded with its memory operand replaced by a buffer of ours and run by
+//! the host, alone. The operand is read into the buffer before and written back after, through the
+//! page tables and the bus, so device memory, page-crossing operands and pages that must hear of
+//! stores all work. The buffer has the operand's own alignment within 64 bytes, so that the host
+//! checks alignment for us.
+
+use super::blocks::{BlockId, ExitId, HOST_FAULT};
+use super::classify::Class;
+use super::emit::{Emitter, guest_of};
+use super::flow;
+use super::hot::Field;
+use super::plain::Rewriter;
+use super::vcpu::{BOUNCE_CODE_BYTES, Vcpu};
+use crate::Bus;
+use crate::core::{Core, Intent};
+use iced_x86::{Code, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind};
+use x86::{Exception, vector};
+
+struct Operand {
+    linear: u64,
+    size: usize,
+    read: bool,
+    write: bool,
+}
+
+impl Vcpu {
+    /// Executes an instruction of class `Registers`, `Memory` or `Lea`. The data breakpoints hit
+    /// are returned.
+    pub(super) fn bounce(
+        &mut self,
+        bus: &mut dyn Bus,
+        instr: &Instruction,
+        class: Class,
+    ) -> Result<u64, Exception> {
+        let mut instr = *instr;
+        let info = self.info.info(&instr).clone();
+        let mut core = self.core(bus);
+        if class == Class::Lea {
+            let value = flow::effective_address(&core, &instr);
+            flow::write_register(&mut core, instr.op0_register(), value);
+            core.state.rip = instr.next_ip();
+            return Ok(0);
+        }
+        if class == Class::Memory && simple_move(&mut core, &instr)? {
+            core.state.rip = instr.next_ip();
+            return Ok(core.data_hits);
+        }
+        let operand = if class == Class::Memory { Some(operand(&core, &mut instr, &info)?) } else { None };
+        let place = operand.as_ref().map_or(0, |o| (o.linear & 63) as usize);
+        let mut hits = 0;
+        if let Some(o) = &operand {
+            if o.write {
+                core.check_write(o.linear, o.size, Intent::Explicit)?;
+            }
+            if o.read {
+                let mut bytes = [0; 64];
+                core.read(o.linear, &mut bytes[..o.size], Intent::Explicit)?;
+                hits |= core.data_hits;
+                self.hot().bounce.0[place..place + o.size].copy_from_slice(&bytes[..o.size]);
+            }
+        }
+        self.run_alone(&instr, &info, operand.is_some(), place)?;
+        let mut bytes = [0; 64];
+        if let Some(o) = &operand {
+            bytes[..o.size].copy_from_slice(&self.hot().bounce.0[place..place + o.size]);
+        }
+        let mut core = self.core(bus);
+        if let Some(o) = &operand
+            && o.write
+        {
+            core.write(o.linear, &bytes[..o.size], Intent::Explicit)?;
+            hits |= core.data_hits;
+        }
+        core.state.rip = instr.next_ip();
+        Ok(hits)
+    }
+
+    /// Runs the instruction on the host with the guest's registers.
+    fn run_alone(
+        &mut self,
+        instr: &Instruction,
+        info: &InstructionInfo,
+        memory: bool,
+        place: usize,
+    ) -> Result<(), Exception> {
+        let base = self.arena.base();
+        let mut exits = Vec::new();
+        // The registers are the state's own, so this is translated as 64-bit code in any mode.
+        let mut e = Emitter::new(
+            self.bounce_code,
+            base,
+            self.thunks.exit,
+            super::blocks::Mode::default(),
+            BlockId(0),
+            &mut exits,
+        );
+        let mut rewriter = Rewriter::new();
+        let done = if memory {
+            rewriter.bounced(&mut e, instr, info, base + Field::BOUNCE + place as u32)
+        } else {
+            rewriter.registers(&mut e, instr, info, &[])
+        };
+        if done.is_err() {
+            return Err(Exception::ud());
+        }
+        e.asm.mov_imm(super::asm::Reg::RCX, 0);
+        e.asm.jmp(self.thunks.exit);
+        assert!(e.asm.code.len() < BOUNCE_CODE_BYTES as usize);
+        self.arena.write_code(self.bounce_code, &e.asm.code);
+        self.hot().budget = super::regs::encode_budget(0);
+        let exit = self.enter(self.bounce_code);
+        if exit == ExitId(HOST_FAULT) { Err(self.host_exception()) } else { Ok(()) }
+    }
+
+    /// The guest's exception for the host fault that was just noted.
+    pub(super) fn host_exception(&self) -> Exception {
+        let fault = self.hot().fault;
+        match fault.vector as u8 {
+            v @ (vector::DE | vector::MF | vector::XM | vector::UD) => Exception::plain(v),
+            vector::AC => Exception::with_code(vector::AC, 0),
+            vector::GP => Exception::gp(0),
+            other => panic!(
+                "translated code raised host exception {other} at {:#x}, address {:#x}",
+                fault.rip, fault.address
+            ),
+        }
+    }
+}
+
+/// MOV between a general register or immediate and memory: what drivers do to device registers.
+fn simple_move(core: &mut Core, instr: &Instruction) -> Result<bool, Exception> {
+    if instr.mnemonic() != Mnemonic::Mov {
+        return Ok(false);
+    }
+    let size = instr.memory_size().size();
+    if instr.op0_kind() == OpKind::Memory {
+        let value = match instr.op1_kind() {
+            OpKind::Register if guest_of(instr.op1_register()).is_some() => {
+                flow::read_register(core, instr.op1_register())
+            }
+            OpKind::Register => return Ok(false),
+            _ => instr.immediate(1),
+        };
+        let linear = flow::linear_address(core, instr, size, true)?;
+        core.write_uint(linear, size, value, Intent::Explicit)?;
+    } else {
+        let linear = flow::linear_address(core, instr, size, false)?;
+        let value = core.read_uint(linear, size, Intent::Explicit)?;
+        flow::write_register(core, instr.op0_register(), value);
+    }
+    Ok(true)
+}
+
+fn operand(core: &Core, instr: &mut Instruction, info: &InstructionInfo) -> Result<Operand, Exception> {
+    let size = instr.memory_size().size();
+    let access = info.used_memory().first().map_or(OpAccess::None, |m| m.access());
+    let write = matches!(
+        access,
+        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+    );
+    let read = !matches!(access, OpAccess::Write | OpAccess::None | OpAccess::NoMemAccess);
+    // A conditional or partial write leaves some bytes: they must be there to be written back.
+    let read = read || access == OpAccess::CondWrite;
+    let mut displacement = 0;
+    if let Some(code) = immediate_bit_form(instr.code()) {
+        let register = instr.op1_register();
+        let bits = 8 * size as u64;
+        let value = flow::read_register(core, register);
+        let signed = ((value << (64 - bits)) as i64) >> (64 - bits);
+        displacement = signed.div_euclid(bits as i64) * size as i64;
+        instr.set_code(code);
+        instr.set_op1_kind(OpKind::Immediate8);
+        instr.set_immediate8((value & (bits - 1)) as u8);
+    }
+    let mut linear = flow::linear_address(core, instr, if displacement == 0 { size } else { 0 }, write)?;
+    if displacement != 0 {
+        linear = linear.wrapping_add(displacement as u64);
+        if core.state.code64() && !x86::paging::is_canonical(linear) {
+            return Err(Exception::gp(0));
+        }
+        if !core.state.code64() {
+            linear &= 0xffff_ffff;
+        }
+    }
+    Ok(Operand { linear, size, read, write })
+}
+
+fn immediate_bit_form(code: Code) -> Option<Code> {
+    use Code::*;
+    Some(match code {
+        Bt_rm16_r16 => Bt_rm16_imm8,
+        Bt_rm32_r32 => Bt_rm32_imm8,
+        Bt_rm64_r64 => Bt_rm64_imm8,
+        Bts_rm16_r16 => Bts_rm16_imm8,
+        Bts_rm32_r32 => Bts_rm32_imm8,
+        Bts_rm64_r64 => Bts_rm64_imm8,
+        Btr_rm16_r16 => Btr_rm16_imm8,
+        Btr_rm32_r32 => Btr_rm32_imm8,
+        Btr_rm64_r64 => Btr_rm64_imm8,
+        Btc_rm16_r16 => Btc_rm16_imm8,
+        Btc_rm32_r32 => Btc_rm32_imm8,
+        Btc_rm64_r64 => Btc_rm64_imm8,
+        _ => return None,
+    })
+}

@@ -1,0 +1,355 @@
+//! Emission of one block: the pieces that every instruction's translation is made of.
+//!
+//! ```text
+//!   checked:  mov ecx, [code slot of my page]      is my page still behind this address?
+//!             lea ecx, [rcx - my page id]
+//!             jrcxz entry
+//!             jmp  -> PageCheck exit
+//!   expired:  jmp  -> Expired exit
+//!   entry:    lea r15, [r15 - 64 n]                count
+//!             shrx rcx, r15, r15
+//!             jrcxz expired
+//!             …instructions…
+//!             …exits, out of line: mov ecx, exit; jmp thunk…
+//! ```
+//!
+//! A memory access behind its check:
+//!
+//! ```text
+//!   lea   r10, [address]                           unless it is a register and a displacement
+//!   rorx  r11, r10, 12 ; movzx r11d, r11b          slot
+//!   mov   rcx, [tags + r11*8]                      minus the page's address
+//!   lea   rcx, [rcx + r10 + size-1]                offset of the last byte, if it is that page
+//!   shrx  rcx, rcx, r15                            (r15's low bits are 12)
+//!   jrcxz hit ; jmp -> Access exit                 retried from the instruction's start
+//!   hit: mov r11, [addends + r11*8]
+//!   op    [r10 + r11]
+//! ```
+
+use super::asm::{Asm, Fixup32, Mem, Reg, Width};
+use super::blocks::{BlockId, Exit, ExitId, ExitKind, Mode};
+use super::hot::{Field, code_slot, tlb_slot};
+use super::regs;
+use iced_x86::{Instruction, OpKind, Register};
+use x86::gpr;
+
+/// A guest linear address in a host register plus a displacement.
+#[derive(Clone, Copy, Debug)]
+pub struct Ea {
+    pub register: Reg,
+    pub displacement: i32,
+    /// Known at translation time.
+    pub constant: Option<u64>,
+}
+
+struct Stub {
+    from: Fixup32,
+    insn: u8,
+    kind: StubKind,
+}
+
+enum StubKind {
+    Plain(ExitKind),
+    /// A direct jump; for side exits, how many uncounted instructions to give back.
+    Branch {
+        target: u64,
+        give_back: u8,
+    },
+}
+
+/// A block being emitted.
+pub struct Emitter<'a> {
+    pub asm: Asm,
+    pub mode: Mode,
+    base: u32,
+    exit_thunk: u32,
+    block: BlockId,
+    exits: &'a mut Vec<Exit>,
+    stubs: Vec<Stub>,
+    /// Index of the instruction being translated.
+    pub insn: u8,
+}
+
+impl<'a> Emitter<'a> {
+    /// For the block that will be number `block`, at `origin`.
+    pub fn new(
+        origin: u32,
+        base: u32,
+        exit_thunk: u32,
+        mode: Mode,
+        block: BlockId,
+        exits: &'a mut Vec<Exit>,
+    ) -> Self {
+        Self { asm: Asm::new(origin), mode, base, exit_thunk, block, exits, stubs: Vec::new(), insn: 0 }
+    }
+
+    /// An absolute operand: a field of the hot data.
+    pub fn field(&self, offset: u32) -> Mem {
+        Mem::abs(self.base + offset)
+    }
+    /// A guest register's place in memory.
+    pub fn slot(&self, guest: usize) -> Mem {
+        self.field(Field::gpr(guest))
+    }
+    fn table(&self, field: u32) -> u32 {
+        self.base + Field::set(self.mode.set()) + field
+    }
+
+    /// Emits both entries of a block of `count` instructions; returns (checked, entry).
+    pub fn head(&mut self, virt: u64, page_id: u32, count: u8) -> (u32, u32) {
+        let checked = self.asm.here();
+        let slot = self.table(Field::CODE_PAGE) + 4 * code_slot(virt >> 12) as u32;
+        self.asm.load(Width::W32, Reg::RCX, Mem::abs(slot));
+        self.asm.lea(Width::W32, Reg::RCX, Mem::base(Reg::RCX, -(page_id as i32)));
+        let matches = self.asm.jrcxz();
+        self.jump_out(ExitKind::PageCheck);
+        let expired = self.asm.here();
+        self.jump_out(ExitKind::Expired);
+        self.asm.bind8(matches);
+        let entry = self.asm.here();
+        let cost = count as i32 * regs::UNIT as i32;
+        self.asm.lea(Width::W64, regs::BUDGET, Mem::base(regs::BUDGET, -cost));
+        self.asm.shrx(Reg::RCX, regs::BUDGET, regs::BUDGET);
+        self.asm.jrcxz_back(expired);
+        (checked, entry)
+    }
+
+    /// `jmp` to an out-of-line exit.
+    pub fn jump_out(&mut self, kind: ExitKind) {
+        let from = self.asm.jmp_forward();
+        self.stubs.push(Stub { from, insn: self.insn, kind: StubKind::Plain(kind) });
+    }
+
+    /// `jmp` to a guest address of this block's address space, linked later.
+    pub fn jump_to(&mut self, target: u64) {
+        let from = self.asm.jmp_forward();
+        self.stubs.push(Stub { from, insn: self.insn, kind: StubKind::Branch { target, give_back: 0 } });
+    }
+
+    /// `jcc` likewise; `give_back` instructions of the block will not have run.
+    pub fn branch_to(&mut self, condition: u8, target: u64, give_back: u8) {
+        let from = self.asm.jcc_forward(condition);
+        self.stubs.push(Stub { from, insn: self.insn, kind: StubKind::Branch { target, give_back } });
+    }
+
+    /// Executes this instruction in Rust, inline; translation goes on behind it.
+    pub fn interpret(&mut self) {
+        let id = self.exit(ExitKind::Interpret);
+        self.leave_with(id);
+    }
+
+    fn exit(&mut self, kind: ExitKind) -> ExitId {
+        self.exit_for(self.insn, kind)
+    }
+
+    fn exit_for(&mut self, insn: u8, kind: ExitKind) -> ExitId {
+        let id = ExitId(self.exits.len() as u32);
+        self.exits.push(Exit { block: self.block, insn, kind });
+        id
+    }
+
+    fn leave_with(&mut self, id: ExitId) {
+        self.asm.mov_imm(Reg::RCX, id.0 as u64);
+        self.asm.jmp(self.exit_thunk);
+    }
+
+    /// Emits the out-of-line exits; call once, last. `count` is the block's.
+    pub fn finish(&mut self) {
+        for stub in std::mem::take(&mut self.stubs) {
+            self.asm.bind32(stub.from);
+            match stub.kind {
+                StubKind::Plain(kind) => {
+                    let id = self.exit_for(stub.insn, kind);
+                    self.leave_with(id);
+                }
+                StubKind::Branch { target, give_back } => {
+                    let mut field = self.asm.field(stub.from);
+                    if give_back > 0 {
+                        let back = give_back as i32 * regs::UNIT as i32;
+                        self.asm.lea(Width::W64, regs::BUDGET, Mem::base(regs::BUDGET, back));
+                        let jump = self.asm.jmp_forward();
+                        self.asm.bind32(jump);
+                        field = self.asm.field(jump);
+                    }
+                    let stub_address = self.asm.here();
+                    let id = self.exit_for(stub.insn, ExitKind::Branch { target, field, stub: stub_address });
+                    self.leave_with(id);
+                }
+            }
+        }
+    }
+
+    /// The host register holding a guest register's value, loading it into `scratch` if it has
+    /// no home.
+    pub fn read_guest(&mut self, guest: usize, scratch: Reg) -> Reg {
+        regs::home(guest).unwrap_or_else(|| {
+            self.asm.load(Width::W64, scratch, self.slot(guest));
+            scratch
+        })
+    }
+
+    /// Writes a host register to a guest register.
+    pub fn write_guest(&mut self, guest: usize, from: Reg) {
+        match regs::home(guest) {
+            Some(home) => self.asm.mov(Width::W64, home, from),
+            None => self.asm.store(Width::W64, self.slot(guest), from),
+        }
+    }
+
+    /// Computes the linear address of the instruction's memory operand, using R10 and R11.
+    /// `None` when only Rust can (segments with limits).
+    pub fn address(&mut self, instr: &Instruction) -> Option<Ea> {
+        let segment = instr.memory_segment();
+        let override_base = match segment {
+            Register::FS => Some(4),
+            Register::GS => Some(5),
+            _ => None,
+        };
+        if !self.mode.is64() {
+            let index = segment.number();
+            if !self.mode.has(Mode::FLAT[index]) || self.mode.bits() == 16 {
+                return None;
+            }
+        }
+        let width = if self.short_address(instr) { Width::W32 } else { Width::W64 };
+        if instr.is_ip_rel_memory_operand()
+            || instr.memory_base() == Register::None && instr.memory_index() == Register::None
+        {
+            let value = instr.memory_displacement64();
+            return Some(self.constant_address(value, override_base));
+        }
+        let plain = width == Width::W64 && override_base.is_none();
+        let base = guest_of(instr.memory_base());
+        let index = guest_of(instr.memory_index());
+        let displacement = i32::try_from(instr.memory_displacement64() as i64)
+            .or_else(|_| i32::try_from(instr.memory_displacement64() as u32 as i32))
+            .ok()?;
+        if let (true, Some(base), None) = (plain, base, index) {
+            let register = self.read_guest(base, Reg::R10);
+            // Leave room for the size that the check adds.
+            if displacement < i32::MAX - 64 {
+                return Some(Ea { register, displacement, constant: None });
+            }
+            self.asm.lea(width, Reg::R10, Mem::base(register, displacement));
+            return Some(Ea { register: Reg::R10, displacement: 0, constant: None });
+        }
+        let base = base.map(|b| self.read_guest(b, Reg::R10));
+        let scale = instr.memory_index_scale().trailing_zeros() as u8;
+        let index = index.map(|i| (self.read_guest(i, Reg::R11), scale));
+        self.asm.lea(width, Reg::R10, Mem { base, index, disp: displacement });
+        if let Some(segment) = override_base {
+            self.asm.load(Width::W64, Reg::R11, self.field(Field::segment_base(segment)));
+            let width = if self.mode.is64() { Width::W64 } else { Width::W32 };
+            self.asm.lea(width, Reg::R10, Mem::base_index(Reg::R10, Reg::R11, 0));
+        }
+        Some(Ea { register: Reg::R10, displacement: 0, constant: None })
+    }
+
+    fn constant_address(&mut self, value: u64, segment: Option<usize>) -> Ea {
+        self.asm.mov_imm(Reg::R10, value);
+        let Some(segment) = segment else {
+            return Ea { register: Reg::R10, displacement: 0, constant: Some(value) };
+        };
+        self.asm.load(Width::W64, Reg::R11, self.field(Field::segment_base(segment)));
+        let width = if self.mode.is64() { Width::W64 } else { Width::W32 };
+        self.asm.lea(width, Reg::R10, Mem::base_index(Reg::R10, Reg::R11, 0));
+        Ea { register: Reg::R10, displacement: 0, constant: None }
+    }
+
+    /// Whether the operand's effective address is cut to 32 bits.
+    pub fn short_address(&self, instr: &Instruction) -> bool {
+        if !self.mode.is64() {
+            return true;
+        }
+        let of = |r: Register| r.is_gpr32();
+        of(instr.memory_base()) || of(instr.memory_index())
+    }
+
+    /// Emits the TLB check for `size` bytes at `ea` and returns the host memory operand.
+    /// R11 holds the addend afterwards, RCX is zero.
+    pub fn check(&mut self, ea: Ea, size: usize, write: bool) -> Mem {
+        let tags = self.table(if write { Field::WRITE } else { Field::READ });
+        let addends = self.table(Field::ADDEND);
+        let reach = size as i32 - 1;
+        if let Some(value) = ea.constant {
+            let slot = 8 * tlb_slot(value >> 12) as u32;
+            self.asm.load(Width::W64, Reg::RCX, Mem::abs(tags + slot));
+            self.asm.lea(Width::W64, Reg::RCX, Mem::base_index(Reg::R10, Reg::RCX, reach));
+            self.tag_test(ea, size, write);
+            self.asm.load(Width::W64, Reg::R11, Mem::abs(addends + slot));
+        } else {
+            let page_source = if ea.displacement == 0 {
+                ea.register
+            } else {
+                self.asm.lea(Width::W64, Reg::R11, Mem::base(ea.register, ea.displacement));
+                Reg::R11
+            };
+            self.asm.rorx(Reg::R11, page_source, 12);
+            self.asm.movzx8(Reg::R11, Reg::R11);
+            self.asm.load(Width::W64, Reg::RCX, Mem::table(tags, Reg::R11));
+            self.asm.lea(
+                Width::W64,
+                Reg::RCX,
+                Mem::base_index(ea.register, Reg::RCX, ea.displacement + reach),
+            );
+            self.tag_test(ea, size, write);
+            self.asm.load(Width::W64, Reg::R11, Mem::table(addends, Reg::R11));
+        }
+        Mem::base_index(ea.register, Reg::R11, ea.displacement)
+    }
+
+    fn tag_test(&mut self, ea: Ea, size: usize, write: bool) {
+        self.asm.shrx(Reg::RCX, Reg::RCX, regs::BUDGET);
+        let hit = self.asm.jrcxz();
+        self.jump_out(ExitKind::Access {
+            register: ea.register.0,
+            displacement: ea.displacement,
+            size: size as u8,
+            write,
+        });
+        self.asm.bind8(hit);
+    }
+
+    /// The linear address of the stack slot `offset` bytes from RSP.
+    pub fn stack(&mut self, offset: i32) -> Ea {
+        if self.mode.is64() {
+            return Ea { register: Reg::RSP, displacement: offset, constant: None };
+        }
+        self.asm.lea(Width::W32, Reg::R10, Mem::base(Reg::RSP, offset));
+        Ea { register: Reg::R10, displacement: 0, constant: None }
+    }
+
+    /// Moves the stack pointer.
+    pub fn move_stack(&mut self, by: i32) {
+        let width = if self.mode.is64() { Width::W64 } else { Width::W32 };
+        self.asm.lea(width, Reg::RSP, Mem::base(Reg::RSP, by));
+    }
+
+    /// Jumps to the guest address in R10 through the jump cache.
+    pub fn jump_indirect(&mut self) {
+        let table = self.table(Field::JUMP);
+        self.asm.movzx16(Reg::R11, Reg::R10);
+        self.asm.lea(Width::W32, Reg::R11, Mem::base_index(Reg::R11, Reg::R11, 0));
+        self.asm.load(Width::W64, Reg::RCX, Mem::table(table, Reg::R11));
+        self.asm.lea(Width::W64, Reg::RCX, Mem::base_index(Reg::R10, Reg::RCX, 0));
+        let hit = self.asm.jrcxz();
+        self.jump_out(ExitKind::Indirect);
+        self.asm.bind8(hit);
+        self.asm.jmp_mem(Mem::table(table + 8, Reg::R11));
+    }
+}
+
+/// The number of a general register (of any size), or `None` for "no register".
+pub fn guest_of(register: Register) -> Option<usize> {
+    if register == Register::None {
+        return None;
+    }
+    register.is_gpr().then(|| register.full_register() as usize - Register::RAX as usize)
+}
+
+/// Whether the operand kind is the ModRM memory operand.
+pub fn is_memory(kind: OpKind) -> bool {
+    kind == OpKind::Memory
+}
+
+const _: () = assert!(gpr::RSP == 4);

@@ -1,0 +1,137 @@
+//! What translated code reads and writes directly, at fixed addresses in the arena.
+//!
+//! All tables are flushed by zeroing, so zero must never match. That holds because a slot's index
+//! is part of what it is compared with; only slot 0 could match the zero tag of page (or target)
+//! zero, and gets a value belonging to another slot instead.
+
+use crate::CpuState;
+use std::mem::offset_of;
+
+/// Entries of a data TLB (the index is an 8-bit zero extension: the cheapest without flags).
+pub const TLB_ENTRIES: usize = 256;
+/// Slots that say which translated page stands behind a virtual page.
+pub const CODE_SLOTS: usize = 1024;
+/// Entries of the jump cache (the index is a 16-bit zero extension of the target).
+pub const JUMP_ENTRIES: usize = 1 << 16;
+/// Number of mode sets.
+pub const SETS: usize = 5;
+
+/// One entry of the jump cache.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct JumpEntry {
+    /// Minus the target's address, so that one `lea` gives zero on a match.
+    pub neg_target: u64,
+    /// Host address of the target's checked entry.
+    pub code: u64,
+}
+
+/// Tables of one processor mode (kernel, kernel with SMAP lifted, user, 32-bit user, others):
+/// translated code has its mode's tables wired in, so that a mode switch flushes nothing.
+#[repr(C, align(64))]
+pub struct ModeSet {
+    /// Minus the page address if reads may go straight to memory.
+    pub read: [u64; TLB_ENTRIES],
+    /// The same for writes.
+    pub write: [u64; TLB_ENTRIES],
+    /// Host address less guest address.
+    pub addend: [u64; TLB_ENTRIES],
+    /// Identity of the code page behind each virtual page (see `blocks`); 0: unknown.
+    pub code_page: [u32; CODE_SLOTS],
+    /// Indirect jump targets.
+    pub jump: [JumpEntry; JUMP_ENTRIES],
+}
+
+/// A host fault in translated code, noted by the signal handler.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct HostFault {
+    /// Exception vector (the kernel's `trapno`).
+    pub vector: u64,
+    /// Host instruction pointer.
+    pub rip: u64,
+    /// Faulting address, for messages only.
+    pub address: u64,
+}
+
+/// See the module's head.
+#[repr(C, align(64))]
+pub struct Hot {
+    pub state: CpuState,
+    /// Rust's stack pointer while translated code runs.
+    pub host_rsp: u64,
+    /// Where `enter` jumps.
+    pub target: u64,
+    /// The budget register while outside (see `regs`).
+    pub budget: u64,
+    /// Status flags on the way in and out.
+    pub flags: u64,
+    /// Which exit was taken (index into the exit table).
+    pub exit: u64,
+    /// Host R10 and R11 at an exit: address and scratch of the site.
+    pub r10: u64,
+    pub r11: u64,
+    /// Holds a value between the two memory accesses of one instruction.
+    pub temporary: u64,
+    /// Rust's MXCSR.
+    pub host_mxcsr: u32,
+    pub fault: HostFault,
+    /// Operands of instructions that are executed precisely.
+    pub bounce: Bounce,
+    pub sets: [ModeSet; SETS],
+}
+
+/// Room for a memory operand at any alignment below 64.
+#[repr(C, align(64))]
+pub struct Bounce(pub [u8; 256]);
+
+/// Offsets of `Hot`'s fields from the arena's base.
+pub struct Field;
+
+#[allow(missing_docs)]
+impl Field {
+    pub const fn gpr(n: usize) -> u32 {
+        (offset_of!(Hot, state) + offset_of!(CpuState, gpr) + 8 * n) as u32
+    }
+    pub const fn segment_base(n: usize) -> u32 {
+        (offset_of!(Hot, state) + offset_of!(CpuState, seg) + n * size_of::<x86::Segment>()) as u32
+    }
+    pub const fn ymm(n: usize) -> u32 {
+        (offset_of!(Hot, state) + offset_of!(CpuState, fpu) + offset_of!(crate::Fpu, ymm) + 32 * n) as u32
+    }
+    pub const MXCSR: u32 =
+        (offset_of!(Hot, state) + offset_of!(CpuState, fpu) + offset_of!(crate::Fpu, mxcsr)) as u32;
+    pub const HOST_RSP: u32 = offset_of!(Hot, host_rsp) as u32;
+    pub const TARGET: u32 = offset_of!(Hot, target) as u32;
+    pub const BUDGET: u32 = offset_of!(Hot, budget) as u32;
+    pub const FLAGS: u32 = offset_of!(Hot, flags) as u32;
+    pub const EXIT: u32 = offset_of!(Hot, exit) as u32;
+    pub const R10: u32 = offset_of!(Hot, r10) as u32;
+    pub const R11: u32 = offset_of!(Hot, r11) as u32;
+    pub const TEMPORARY: u32 = offset_of!(Hot, temporary) as u32;
+    pub const HOST_MXCSR: u32 = offset_of!(Hot, host_mxcsr) as u32;
+    pub const BOUNCE: u32 = offset_of!(Hot, bounce) as u32;
+    pub const fn set(n: usize) -> u32 {
+        (offset_of!(Hot, sets) + n * size_of::<ModeSet>()) as u32
+    }
+    pub const READ: u32 = offset_of!(ModeSet, read) as u32;
+    pub const WRITE: u32 = offset_of!(ModeSet, write) as u32;
+    pub const ADDEND: u32 = offset_of!(ModeSet, addend) as u32;
+    pub const CODE_PAGE: u32 = offset_of!(ModeSet, code_page) as u32;
+    pub const JUMP: u32 = offset_of!(ModeSet, jump) as u32;
+}
+
+/// The tag of an entry that matches nothing; also right for every slot but 0 when zeroed.
+pub const fn empty_tag(slot: usize) -> u64 {
+    if slot == 0 { (0x1000u64).wrapping_neg() } else { 0 }
+}
+
+/// The slot of a virtual page in a data TLB.
+pub const fn tlb_slot(page: u64) -> usize {
+    page as usize % TLB_ENTRIES
+}
+
+/// The slot of a virtual page in the code-page table.
+pub const fn code_slot(page: u64) -> usize {
+    page as usize % CODE_SLOTS
+}

@@ -1,0 +1,204 @@
+//! Executing one guest instruction from Rust, whatever it is.
+
+use super::blocks::Mode;
+use super::classify::{Class, classify};
+use super::flow;
+use super::translate::decoder_options;
+use super::vcpu::Vcpu;
+use super::x87;
+use crate::Bus;
+use crate::fpu::{FpuKind, fpu_available};
+use crate::walk::Access;
+use crate::{debug, string, system};
+use base::{GuestVirt, PAGE_SIZE};
+use iced_x86::{CpuidFeature, Decoder, Instruction};
+use x86::cpuid::Level;
+use x86::{Exception, paging};
+
+/// The longest instruction.
+const MAX_BYTES: usize = 15;
+
+/// What one instruction did.
+pub(super) struct Done {
+    /// Instructions retired (iterations, for string instructions).
+    pub retired: u64,
+    /// DR6 bits of data breakpoints hit.
+    pub data_hits: u64,
+}
+
+/// A fault, with the iterations that retired before it.
+pub(super) struct Faulted {
+    pub exception: Exception,
+    pub retired: u64,
+}
+
+impl From<Exception> for Faulted {
+    fn from(exception: Exception) -> Self {
+        Self { exception, retired: 0 }
+    }
+}
+
+impl Vcpu {
+    /// Fetches and decodes the instruction at RIP, as the processor does: a page fault only for
+    /// bytes the instruction has.
+    pub(super) fn fetch(&mut self, bus: &mut dyn Bus) -> Result<Instruction, Exception> {
+        let mut core = self.core(bus);
+        let start = crate::deliver::instruction_address(&core);
+        if core.state.code64() && !paging::is_canonical(start.0) {
+            return Err(Exception::gp(0));
+        }
+        let access = Access::fetch(core.state);
+        let mut bytes = [0; MAX_BYTES];
+        let first = (PAGE_SIZE - start.page_offset()).min(MAX_BYTES);
+        core.read_as(start.0, &mut bytes[..first], access)?;
+        let instr = self.decode(&bytes[..first]);
+        // Invalid already in what the first page holds, or does it go on?
+        if !instr.is_invalid() || first == MAX_BYTES || !self.incomplete(&bytes[..first]) {
+            return Ok(instr);
+        }
+        let second = GuestVirt(start.0.wrapping_add(first as u64));
+        self.core(bus).read_as(second.0, &mut bytes[first..], access)?;
+        Ok(self.decode(&bytes))
+    }
+
+    fn incomplete(&self, bytes: &[u8]) -> bool {
+        let mut decoder =
+            Decoder::with_ip(self.state().code_bits(), bytes, self.state().rip, decoder_options());
+        let _ = decoder.decode();
+        decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Instruction {
+        Decoder::with_ip(self.state().code_bits(), bytes, self.state().rip, decoder_options()).decode()
+    }
+
+    /// Executes `instr`, which is at RIP, with at most `budget` (at least 1) retirements; RIP
+    /// becomes that of the next instruction. The count of retirements is left to the caller.
+    pub(super) fn interpret(
+        &mut self,
+        bus: &mut dyn Bus,
+        instr: &Instruction,
+        budget: u64,
+    ) -> Result<Done, Faulted> {
+        self.statistics.interpreted += 1;
+        let info = self.info.info(instr).clone();
+        // As if everything were enabled: what is not is checked here, per instruction.
+        let mode = Mode(self.mode().0 & !Mode::PRECISE.0).with(Mode::FPU).with(Mode::AVX);
+        let class = classify(instr, &info, mode, self.model.level >= Level::V3);
+        match class {
+            Class::Hint => {
+                self.hot().state.rip = instr.next_ip();
+                Ok(Done { retired: 1, data_hits: 0 })
+            }
+            Class::Registers | Class::Memory | Class::Lea => {
+                check_units(self, instr)?;
+                self.give_x87(instr);
+                let data_hits = self.bounce(bus, instr, class)?;
+                Ok(Done { retired: 1, data_hits })
+            }
+            Class::Interpret | Class::InterpretAndLeave => self.interpret_system(bus, instr, budget),
+            _ => {
+                let mut core = self.core(bus);
+                flow::execute(&mut core, instr)?;
+                Ok(Done { retired: 1, data_hits: core.data_hits })
+            }
+        }
+    }
+
+    fn interpret_system(
+        &mut self,
+        bus: &mut dyn Bus,
+        instr: &Instruction,
+        budget: u64,
+    ) -> Result<Done, Faulted> {
+        self.take_x87(instr);
+        let mut core = self.core(bus);
+        if string::is_string(instr.code()) {
+            return match string::string(&mut core, instr, budget) {
+                Ok(outcome) => Ok(Done { retired: outcome.iterations, data_hits: core.data_hits }),
+                Err(fault) => Err(Faulted { exception: fault.exception, retired: fault.iterations }),
+            };
+        }
+        if is_stack(instr) {
+            flow::execute(&mut core, instr)?;
+        } else {
+            system::execute(&mut core, instr)?;
+        }
+        Ok(Done { retired: 1, data_hits: core.data_hits })
+    }
+
+    /// Makes the state's copy of x87 the current one, before an instruction that looks at it.
+    fn take_x87(&mut self, instr: &Instruction) {
+        if self.x87_in_host && touches_fpu(instr) {
+            x87::take(&mut self.hot().state.fpu);
+            self.x87_in_host = false;
+        }
+    }
+
+    /// Makes the host's registers the current copy, before an instruction that runs on the host.
+    fn give_x87(&mut self, instr: &Instruction) {
+        if !self.x87_in_host && touches_fpu(instr) {
+            self.load_x87();
+        }
+    }
+
+    pub(super) fn load_x87(&mut self) {
+        if !self.x87_in_host {
+            x87::give(&self.hot().state.fpu);
+            self.x87_in_host = true;
+        }
+    }
+
+    pub(super) fn store_x87(&mut self) {
+        if self.x87_in_host {
+            x87::take(&mut self.hot().state.fpu);
+            self.x87_in_host = false;
+        }
+    }
+
+    /// The fault of an instruction breakpoint at RIP.
+    pub(super) fn code_breakpoint(&mut self) -> Option<Exception> {
+        let state = &mut self.hot().state;
+        let linear = if state.code64() { state.rip } else { state.seg[1].base.wrapping_add(state.rip) };
+        debug::code_breakpoint(state, linear)
+    }
+}
+
+fn is_stack(instr: &Instruction) -> bool {
+    use iced_x86::Mnemonic::{Leave, Pop, Push};
+    let segment = instr.op_count() == 1
+        && instr.op0_kind() == iced_x86::OpKind::Register
+        && instr.op0_register().is_segment_register();
+    matches!(instr.mnemonic(), Push | Pop | Leave) && !segment
+}
+
+fn touches_fpu(instr: &Instruction) -> bool {
+    use CpuidFeature::*;
+    instr.cpuid_features().iter().any(|f| {
+        matches!(
+            f,
+            FPU | FPU287 | FPU387 | MMX | SSE | SSE2 | SSE3 | SSSE3 | FXSR | XSAVE | XSAVEC | XSAVEOPT
+        )
+    })
+}
+
+fn check_units(vcpu: &Vcpu, instr: &Instruction) -> Result<(), Exception> {
+    use CpuidFeature::*;
+    let state = vcpu.state();
+    for feature in instr.cpuid_features() {
+        let kind = match feature {
+            FPU | FPU287 | FPU387 if instr.mnemonic() == iced_x86::Mnemonic::Wait => FpuKind::Wait,
+            FPU | FPU287 | FPU387 => FpuKind::X87,
+            MMX => FpuKind::Mmx,
+            SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ | SHA
+                if !instr.cpuid_features().contains(&AVX) =>
+            {
+                FpuKind::Sse
+            }
+            AVX | AVX2 | FMA | F16C => FpuKind::Avx,
+            _ => continue,
+        };
+        fpu_available(state, kind)?;
+    }
+    Ok(())
+}

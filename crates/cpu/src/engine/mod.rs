@@ -1,0 +1,34 @@
+//! The engine: executes guest code by translating it to host code of the same instruction set.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `regs` | where guest registers live; the budget register |
+//! | `arena`, `hot` | the memory below 2 GiB that translated code runs in and talks to |
+//! | `thunks`, `signals`, `x87` | crossing between Rust and translated code |
+//! | `asm`, `emit`, `plain`, `translate`, `classify` | the translator |
+//! | `blocks`, `tlb` | what is cached, and when it is dropped |
+//! | `run`, `interpret`, `flow`, `bounce` | the loop, and executing one instruction from Rust |
+//! | `vcpu` | the type everyone else sees |
+
+mod arena;
+mod asm;
+mod blocks;
+mod bounce;
+mod classify;
+mod emit;
+mod flow;
+mod hot;
+mod interpret;
+mod plain;
+mod regs;
+mod run;
+mod signals;
+#[cfg(test)]
+mod tests;
+mod thunks;
+mod tlb;
+mod translate;
+mod vcpu;
+mod x87;
+
+pub use vcpu::{CpuError, Exit, Statistics, Vcpu, VcpuConfig};

@@ -1,0 +1,389 @@
+//! Instructions that the host executes: copied, or re-encoded with other registers.
+//!
+//! A guest register without a home is loaded into a scratch register around the instruction; the
+//! guest's RCX is renamed to its home, unless the encoding fixes CL/RCX or forbids a REX prefix
+//! (AH, BH, CH, DH), in which case its value visits the host's RCX.
+
+use super::asm::{Mem, Reg, Width};
+use super::emit::{Ea, Emitter, guest_of};
+use super::regs;
+use iced_x86::{Code, Encoder, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind, Register};
+use x86::gpr;
+
+/// Where each guest register of one instruction is found.
+struct Assignment {
+    /// Guest register, host register, whether written.
+    visits: Vec<(usize, Reg, bool)>,
+}
+
+impl Assignment {
+    fn host(&self, guest: usize) -> Reg {
+        self.visits
+            .iter()
+            .find(|(g, ..)| *g == guest)
+            .map(|(_, host, _)| *host)
+            .or_else(|| regs::home(guest))
+            .expect("every register without a home has a visit")
+    }
+}
+
+/// The encoder, kept because its buffer is.
+pub struct Rewriter {
+    encoder: Encoder,
+}
+
+/// The instruction cannot be expressed; Rust executes it.
+#[derive(Debug)]
+pub struct Inexpressible;
+
+impl Rewriter {
+    /// A fresh one.
+    pub fn new() -> Self {
+        Self { encoder: Encoder::new(64) }
+    }
+
+    /// Emits an instruction without memory operand. `bytes` are its own, copied where possible.
+    pub fn registers(
+        &mut self,
+        e: &mut Emitter,
+        instr: &Instruction,
+        info: &InstructionInfo,
+        bytes: &[u8],
+    ) -> Result<(), Inexpressible> {
+        let used = used_guests(info);
+        let at_home = used.iter().all(|(g, _)| regs::home(*g) == Some(Reg(*g as u8)));
+        if at_home && e.mode.is64() {
+            e.asm.bytes(bytes);
+            return Ok(());
+        }
+        let needs_rcx = wants_host_rcx(instr);
+        let mut pool = vec![Reg::R10, Reg::R11];
+        if !needs_rcx {
+            pool.push(Reg::RCX);
+        }
+        let assignment = assign(&used, needs_rcx, &mut pool)?;
+        let bytes = self.encode(instr, &assignment, None)?;
+        surround(e, &assignment, &bytes);
+        Ok(())
+    }
+
+    /// Emits an instruction with one memory operand: address, check, access.
+    pub fn memory(
+        &mut self,
+        e: &mut Emitter,
+        instr: &Instruction,
+        info: &InstructionInfo,
+    ) -> Result<(), Inexpressible> {
+        let size = instr.memory_size().size();
+        if !(1..=64).contains(&size) {
+            return Err(Inexpressible);
+        }
+        let write = writes_memory(info);
+        let used = used_data_guests(instr, info);
+        let needs_rcx = wants_host_rcx(instr);
+        let high = uses_high_byte(instr);
+        if high && used.iter().any(|(g, _)| regs::home(*g) != Some(Reg(*g as u8))) {
+            return Err(Inexpressible);
+        }
+        let start = e.asm.code.len();
+        let operand = match self.bit_string(e, instr)? {
+            Some(operand) => operand,
+            None => {
+                let ea = e.address(instr).ok_or(Inexpressible)?;
+                e.check(ea, size, write)
+            }
+        };
+        let result = self.access(e, instr, operand, &used, needs_rcx, high);
+        if result.is_err() {
+            // The check's exits stay behind unused; Rust takes over from here.
+            debug_assert!(e.asm.code.len() > start);
+        }
+        result
+    }
+
+    /// The instruction alone, its memory operand at `operand` (host), all registers as assigned.
+    fn access(
+        &mut self,
+        e: &mut Emitter,
+        instr: &Instruction,
+        mut operand: Mem,
+        used: &[(usize, bool)],
+        needs_rcx: bool,
+        high: bool,
+    ) -> Result<(), Inexpressible> {
+        let homeless = used.iter().filter(|(g, _)| regs::home(*g).is_none()).count();
+        let mut pool = Vec::new();
+        if high {
+            e.asm.lea(Width::W64, Reg::RCX, operand);
+            operand = Mem::base(Reg::RCX, 0);
+        } else if needs_rcx || homeless > 1 {
+            if operand.base.is_some() {
+                e.asm.lea(Width::W64, Reg::R10, operand);
+                operand = Mem::base(Reg::R10, 0);
+            }
+            pool.push(Reg::R11);
+            if !needs_rcx {
+                pool.push(Reg::RCX);
+            }
+        } else {
+            pool.push(Reg::RCX);
+        }
+        let assignment = assign(used, needs_rcx, &mut pool)?;
+        let bytes = self.encode(instr, &assignment, Some(operand))?;
+        surround(e, &assignment, &bytes);
+        Ok(())
+    }
+
+    /// Emits the instruction with its memory operand at the absolute address `operand`.
+    pub fn bounced(
+        &mut self,
+        e: &mut Emitter,
+        instr: &Instruction,
+        info: &InstructionInfo,
+        operand: u32,
+    ) -> Result<(), Inexpressible> {
+        let used = used_data_guests(instr, info);
+        let needs_rcx = wants_host_rcx(instr);
+        let mut pool = vec![Reg::R10, Reg::R11];
+        if !needs_rcx {
+            pool.push(Reg::RCX);
+        }
+        let assignment = assign(&used, needs_rcx, &mut pool)?;
+        let bytes = self.encode(instr, &assignment, Some(Mem::abs(operand)))?;
+        surround(e, &assignment, &bytes);
+        Ok(())
+    }
+
+    /// BT, BTS, BTR, BTC with a register offset reach beyond their operand: the word checked is
+    /// the one that holds the bit, while the instruction itself still gets the unshifted operand.
+    fn bit_string(&mut self, e: &mut Emitter, instr: &Instruction) -> Result<Option<Mem>, Inexpressible> {
+        let is_bit = matches!(instr.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
+        if !is_bit || instr.op1_kind() != OpKind::Register {
+            return Ok(None);
+        }
+        let size = instr.op1_register().size();
+        if size != 8 || !e.mode.is64() || e.short_address(instr) {
+            return Err(Inexpressible);
+        }
+        let ea = e.address(instr).ok_or(Inexpressible)?;
+        if ea.register != Reg::R10 || ea.displacement != 0 {
+            e.asm.lea(Width::W64, Reg::R10, Mem::base(ea.register, ea.displacement));
+        }
+        let offset = e.read_guest(guest_of(instr.op1_register()).ok_or(Inexpressible)?, Reg::R11);
+        e.asm.mov_imm(Reg::RCX, 6);
+        e.asm.sarx(Reg::RCX, offset, Reg::RCX);
+        e.asm.lea(Width::W64, Reg::R10, Mem { base: Some(Reg::R10), index: Some((Reg::RCX, 3)), disp: 0 });
+        let word = Ea { register: Reg::R10, displacement: 0, constant: None };
+        e.check(word, 8, instr.mnemonic() != Mnemonic::Bt);
+        // R11 is the addend, R10 the word's address; turn it back into the operand's.
+        let offset = e.read_guest(guest_of(instr.op1_register()).ok_or(Inexpressible)?, Reg::RCX);
+        if offset != Reg::RCX {
+            e.asm.mov(Width::W64, Reg::RCX, offset);
+        }
+        e.asm.lea(Width::W64, Reg::R10, Mem::base_index(Reg::R10, Reg::R11, 0));
+        e.asm.mov_imm(Reg::R11, 6);
+        e.asm.sarx(Reg::RCX, Reg::RCX, Reg::R11);
+        // R10 -= 8 * RCX without flags: not-then-add is lea with one's complement.
+        e.asm.bytes(&[0x48, 0xf7, 0xd1]); // not rcx (writes no flags)
+        e.asm.lea(Width::W64, Reg::R10, Mem { base: Some(Reg::R10), index: Some((Reg::RCX, 3)), disp: 8 });
+        Ok(Some(Mem::base(Reg::R10, 0)))
+    }
+
+    fn encode(
+        &mut self,
+        instr: &Instruction,
+        assignment: &Assignment,
+        memory: Option<Mem>,
+    ) -> Result<Vec<u8>, Inexpressible> {
+        let mut new = *instr;
+        widen_code(&mut new);
+        let opcode = new.code().op_code();
+        for i in 0..new.op_count() {
+            if new.op_kind(i) != OpKind::Register {
+                continue;
+            }
+            let register = new.op_register(i);
+            let Some(guest) = guest_of(register) else { continue };
+            if is_fixed(opcode.op_kind(i)) {
+                continue;
+            }
+            let host = assignment.host(guest);
+            if host.0 as usize != guest {
+                if is_high_byte(register) {
+                    return Err(Inexpressible);
+                }
+                new.set_op_register(i, sized(host, register.size()));
+            }
+        }
+        if let Some(mem) = memory {
+            new.set_segment_prefix(Register::None);
+            new.set_memory_base(mem.base.map_or(Register::None, |r| sized(r, 8)));
+            new.set_memory_index(mem.index.map_or(Register::None, |(r, _)| sized(r, 8)));
+            new.set_memory_index_scale(mem.index.map_or(1, |(_, s)| 1 << s));
+            new.set_memory_displacement64(mem.disp as i64 as u64);
+            let size = match (mem.base.is_some(), mem.disp) {
+                (false, _) => 8,
+                (true, 0) => 0,
+                (true, _) => 1,
+            };
+            new.set_memory_displ_size(size);
+        }
+        self.encoder.encode(&new, 0).map_err(|_| Inexpressible)?;
+        Ok(self.encoder.take_buffer())
+    }
+}
+
+fn surround(e: &mut Emitter, assignment: &Assignment, bytes: &[u8]) {
+    for (guest, host, _) in &assignment.visits {
+        let value = e.read_guest(*guest, *host);
+        if value != *host {
+            e.asm.mov(Width::W64, *host, value);
+        }
+    }
+    e.asm.bytes(bytes);
+    for (guest, host, written) in &assignment.visits {
+        if *written {
+            e.write_guest(*guest, *host);
+        }
+    }
+}
+
+fn assign(
+    used: &[(usize, bool)],
+    rcx_visits: bool,
+    pool: &mut Vec<Reg>,
+) -> Result<Assignment, Inexpressible> {
+    let mut visits = Vec::new();
+    for (guest, written) in used {
+        if *guest == gpr::RCX {
+            if rcx_visits {
+                visits.push((gpr::RCX, Reg::RCX, *written));
+            }
+        } else if regs::home(*guest).is_none() {
+            visits.push((*guest, pool.pop().ok_or(Inexpressible)?, *written));
+        }
+    }
+    Ok(Assignment { visits })
+}
+
+/// Guest registers used in any way, with whether they may be written.
+fn used_guests(info: &InstructionInfo) -> Vec<(usize, bool)> {
+    let mut used: Vec<(usize, bool)> = Vec::new();
+    for register in info.used_registers() {
+        let Some(guest) = guest_of(register.register()) else { continue };
+        let written =
+            !matches!(register.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
+        match used.iter_mut().find(|(g, _)| *g == guest) {
+            Some(entry) => entry.1 |= written,
+            None => used.push((guest, written)),
+        }
+    }
+    used
+}
+
+/// The same without registers that only form the memory operand's address.
+fn used_data_guests(instr: &Instruction, info: &InstructionInfo) -> Vec<(usize, bool)> {
+    let mut used = used_guests(info);
+    let explicit = |guest: usize| {
+        (0..instr.op_count())
+            .any(|i| instr.op_kind(i) == OpKind::Register && guest_of(instr.op_register(i)) == Some(guest))
+    };
+    let implicit_rcx = wants_host_rcx(instr);
+    used.retain(|(guest, written)| {
+        *written
+            || explicit(*guest)
+            || *guest == gpr::RCX && implicit_rcx
+            || regs::home(*guest) == Some(Reg(*guest as u8))
+    });
+    used
+}
+
+/// Whether the guest's RCX must be in the host's RCX for this instruction.
+fn wants_host_rcx(instr: &Instruction) -> bool {
+    let fixed = matches!(
+        instr.mnemonic(),
+        Mnemonic::Cmpxchg8b
+            | Mnemonic::Cmpxchg16b
+            | Mnemonic::Pcmpestri
+            | Mnemonic::Pcmpistri
+            | Mnemonic::Pcmpestri64
+            | Mnemonic::Vpcmpestri
+            | Mnemonic::Vpcmpestri64
+            | Mnemonic::Vpcmpistri
+    );
+    let mut cl = false;
+    let mut rcx = false;
+    let opcode = instr.code().op_code();
+    for i in 0..instr.op_count() {
+        if instr.op_kind(i) == OpKind::Register {
+            cl |= opcode.op_kind(i) == iced_x86::OpCodeOperandKind::cl;
+            rcx |= guest_of(instr.op_register(i)) == Some(gpr::RCX);
+        }
+    }
+    fixed || cl || rcx && uses_high_byte(instr)
+}
+
+fn uses_high_byte(instr: &Instruction) -> bool {
+    (0..instr.op_count()).any(|i| instr.op_kind(i) == OpKind::Register && is_high_byte(instr.op_register(i)))
+}
+
+fn is_high_byte(register: Register) -> bool {
+    matches!(register, Register::AH | Register::BH | Register::CH | Register::DH)
+}
+
+fn is_fixed(kind: iced_x86::OpCodeOperandKind) -> bool {
+    use iced_x86::OpCodeOperandKind::*;
+    matches!(kind, al | cl | ax | dx | eax | rax | es | cs | ss | ds | fs | gs)
+}
+
+fn writes_memory(info: &InstructionInfo) -> bool {
+    info.used_memory().iter().any(|m| {
+        matches!(
+            m.access(),
+            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+        )
+    })
+}
+
+/// The register of a host number and size in bytes, never a high byte.
+fn sized(host: Reg, size: usize) -> Register {
+    let n = host.0 as u32;
+    let value = match size {
+        8 => Register::RAX as u32 + n,
+        4 => Register::EAX as u32 + n,
+        2 => Register::AX as u32 + n,
+        _ if n < 4 => Register::AL as u32 + n,
+        _ if n < 8 => Register::SPL as u32 + (n - 4),
+        _ => Register::R8L as u32 + (n - 8),
+    };
+    Register::try_from(value as usize).expect("registers of one size are consecutive")
+}
+
+/// Replaces encodings that cannot carry our operands or do not exist in 64-bit code.
+fn widen_code(instr: &mut Instruction) {
+    use Code::*;
+    let code = match instr.code() {
+        Inc_r16 => Inc_rm16,
+        Inc_r32 => Inc_rm32,
+        Dec_r16 => Dec_rm16,
+        Dec_r32 => Dec_rm32,
+        Mov_AL_moffs8 => Mov_r8_rm8,
+        Mov_AX_moffs16 => Mov_r16_rm16,
+        Mov_EAX_moffs32 => Mov_r32_rm32,
+        Mov_RAX_moffs64 => Mov_r64_rm64,
+        Mov_moffs8_AL => Mov_rm8_r8,
+        Mov_moffs16_AX => Mov_rm16_r16,
+        Mov_moffs32_EAX => Mov_rm32_r32,
+        Mov_moffs64_RAX => Mov_rm64_r64,
+        Add_rm8_imm8_82 => Add_rm8_imm8,
+        Or_rm8_imm8_82 => Or_rm8_imm8,
+        Adc_rm8_imm8_82 => Adc_rm8_imm8,
+        Sbb_rm8_imm8_82 => Sbb_rm8_imm8,
+        And_rm8_imm8_82 => And_rm8_imm8,
+        Sub_rm8_imm8_82 => Sub_rm8_imm8,
+        Xor_rm8_imm8_82 => Xor_rm8_imm8,
+        Cmp_rm8_imm8_82 => Cmp_rm8_imm8,
+        other => other,
+    };
+    instr.set_code(code);
+}

@@ -1,0 +1,555 @@
+//! The run loop: finding and linking blocks, and acting on every reason for leaving them.
+
+use super::blocks::{BlockId, BlockKey, ExitId, ExitKind, HOST_FAULT, Mode};
+use super::hot::{JUMP_ENTRIES, JumpEntry};
+use super::interpret::Faulted;
+use super::regs;
+use super::signals::{self, Running};
+use super::tlb::Mapping;
+use super::translate::Place;
+use super::vcpu::{Exit, Vcpu};
+use crate::walk::{self, Access};
+use crate::{Activity, Bus, debug, deliver};
+use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
+use memory::Marks;
+use x86::{Exception, flags, paging};
+
+/// What to do after an exit was handled.
+enum Next {
+    /// Go on in translated code at this address.
+    Enter(u32),
+    /// Return to the loop: RIP, the count and everything else are in the state.
+    Loop,
+}
+
+impl Vcpu {
+    /// Runs until the position is `limit` or the bus's horizon, or nothing can run.
+    pub fn run(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
+        let _guard = signals::guard(Running {
+            hot: self.arena.hot(),
+            code_start: self.arena.code_start(),
+            code_end: self.arena.code_end(),
+            exit_thunk: self.thunks.exit,
+        });
+        let exit = self.run_loop(bus, limit);
+        self.store_x87();
+        self.statistics.tlb_fills = self.tlb.fills;
+        self.statistics.cache_flushes = self.blocks.flushes;
+        exit
+    }
+
+    fn run_loop(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
+        loop {
+            self.settle(bus);
+            match self.state().activity {
+                Activity::Running => {}
+                Activity::Halted if self.interruptible(bus) => self.hot().state.activity = Activity::Running,
+                Activity::Halted | Activity::WaitForSipi => return Exit::Halted,
+                Activity::Shutdown => return Exit::Shutdown,
+            }
+            let horizon = limit.min(bus.horizon()).count();
+            if self.state().retired >= horizon {
+                return Exit::Limit;
+            }
+            if self.interruptible(bus) {
+                self.take_interrupt(bus);
+                continue;
+            }
+            // An interrupt held back by STI or a load of SS comes after one instruction.
+            let held = bus.interrupt_pending() && self.state().in_interrupt_shadow();
+            let horizon = if held { self.state().retired + 1 } else { horizon };
+            self.horizon = horizon;
+            if self.interpret_all || debug::debug_traps_armed(self.state()) {
+                self.step(bus);
+                continue;
+            }
+            let mode = self.mode();
+            self.tlb.enter_mode(&self.arena, mode);
+            let left = (horizon - self.state().retired).min(regs::BUDGET_MAX);
+            self.horizon = self.state().retired + left;
+            match self.block_at_rip(bus, mode, regs::MAX_BLOCK) {
+                Ok(Some(block)) => self.execute(bus, mode, block),
+                Ok(None) => self.step(bus),
+                Err(exception) => self.raise(bus, exception),
+            }
+        }
+    }
+
+    fn interruptible(&self, bus: &dyn Bus) -> bool {
+        bus.interrupt_pending() && self.state().rflags & flags::IF != 0 && !self.state().in_interrupt_shadow()
+    }
+
+    fn take_interrupt(&mut self, bus: &mut dyn Bus) {
+        let at = self.position();
+        if let Some(vector) = bus.acknowledge_interrupt(at) {
+            let mut core = self.core(bus);
+            deliver::interrupt(&mut core, vector);
+        }
+    }
+
+    fn raise(&mut self, bus: &mut dyn Bus, exception: Exception) {
+        let mut core = self.core(bus);
+        deliver::exception(&mut core, exception);
+    }
+
+    /// Acts on whatever happened to memory and control registers since translated code last ran.
+    fn settle(&mut self, bus: &mut dyn Bus) {
+        if self.chaos.is_some() {
+            self.make_chaos(bus);
+        }
+        if !self.flush.is_empty() {
+            self.apply_flush(bus);
+        }
+        if bus.ram().is_disturbed() {
+            self.apply_disturbances(bus);
+        }
+        self.tlb.follow_epoch(&self.arena, bus.ram());
+    }
+
+    fn make_chaos(&mut self, bus: &mut dyn Bus) {
+        let Some(seed) = &mut self.chaos else { return };
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        match *seed >> 56 {
+            0 => self.drop_code(bus),
+            1..=15 => self.tlb.clear_all(&self.arena, bus.ram()),
+            _ => {}
+        }
+    }
+
+    fn apply_flush(&mut self, bus: &mut dyn Bus) {
+        if self.flush.everything || self.flush.mode {
+            self.tlb.clear_all(&self.arena, bus.ram());
+        } else if self.flush.non_global {
+            self.tlb.switch_space(&self.arena, true);
+        }
+        // Single pages need nothing: the TLB is coherent.
+        self.flush.clear();
+    }
+
+    fn apply_disturbances(&mut self, bus: &mut dyn Bus) {
+        for d in bus.ram().take_disturbances() {
+            let marks = bus.ram().marks(d.page);
+            let (offset, len) = (d.offset as usize, d.len as usize);
+            if marks.any(Marks::CODE) {
+                let page = bus.ram().page_address(d.page).page();
+                if self.blocks.invalidate(&mut self.arena, page, offset, len) {
+                    bus.ram().remove_marks(d.page, Marks::CODE);
+                }
+            }
+            if marks.any(Marks::TABLE_LEAF.with(Marks::TABLE_UPPER)) {
+                self.tlb.table_written(&self.arena, bus.ram(), d);
+            }
+        }
+    }
+
+    pub(super) fn drop_code(&mut self, bus: &mut dyn Bus) {
+        for page in self.blocks.clear() {
+            if let Some(page) = bus.ram().page_index(GuestPhys(page << 12)) {
+                bus.ram().remove_marks(page, Marks::CODE);
+            }
+        }
+        self.tlb.clear_all(&self.arena, bus.ram());
+        self.tlb.clear_all_jumps(&self.arena);
+    }
+
+    /// Executes one instruction from Rust, with debug traps.
+    fn step(&mut self, bus: &mut dyn Bus) {
+        if let Some(fault) = self.code_breakpoint() {
+            self.raise(bus, fault);
+            return;
+        }
+        let before = self.state().rflags;
+        let budget = self.horizon - self.state().retired;
+        // A string instruction traps after each iteration.
+        let budget = if debug::debug_traps_armed(self.state()) { 1 } else { budget };
+        let outcome = match self.fetch(bus) {
+            Ok(instr) => {
+                let keeps_rf = instr.mnemonic() == iced_x86::Mnemonic::Iretq
+                    || instr.mnemonic() == iced_x86::Mnemonic::Iretd
+                    || instr.mnemonic() == iced_x86::Mnemonic::Iret;
+                self.interpret(bus, &instr, budget).map(|done| (done, keeps_rf))
+            }
+            Err(exception) => Err(Faulted::from(exception)),
+        };
+        match outcome {
+            Ok((done, keeps_rf)) => {
+                let state = &mut self.hot().state;
+                state.retired += done.retired;
+                if !keeps_rf {
+                    state.rflags &= !flags::RF;
+                }
+                let single_step = before & flags::TF != 0;
+                if state.in_interrupt_shadow() {
+                    return;
+                }
+                if let Some(trap) = debug::trap_after(state, done.data_hits, single_step) {
+                    self.raise(bus, trap);
+                }
+            }
+            Err(fault) => {
+                self.hot().state.retired += fault.retired;
+                self.raise(bus, fault.exception);
+            }
+        }
+    }
+
+    /// The translated block for RIP, made if need be; `None` when the instruction must be
+    /// executed from Rust (it is not in RAM).
+    fn block_at_rip(
+        &mut self,
+        bus: &mut dyn Bus,
+        mode: Mode,
+        limit: u64,
+    ) -> Result<Option<BlockId>, Exception> {
+        let state = self.state();
+        let virt = if mode.is64() {
+            GuestVirt(state.rip)
+        } else {
+            GuestVirt(state.seg[1].base.wrapping_add(state.rip) & 0xffff_ffff)
+        };
+        if mode.is64() && !paging::is_canonical(virt.0) {
+            return Err(Exception::gp(0));
+        }
+        if !mode.is64() && state.rip > state.seg[1].limit as u64 {
+            return Err(Exception::gp(0));
+        }
+        let phys = match self.tlb.code(mode, virt) {
+            Some(page) => page,
+            None => match self.map_code(bus, mode, virt)? {
+                Some(page) => page,
+                None => return Ok(None),
+            },
+        };
+        let phys = phys.offset(virt.page_offset() as u64);
+        let key = BlockKey { phys: phys.0, virt: virt.0, mode, limit: limit as u8 };
+        if let Some(block) = self.blocks.find(&key) {
+            return Ok(Some(block));
+        }
+        Ok(self.translate(bus, key))
+    }
+
+    /// Walks the page tables for execution at `virt`. `None`: not RAM.
+    fn map_code(
+        &mut self,
+        bus: &mut dyn Bus,
+        mode: Mode,
+        virt: GuestVirt,
+    ) -> Result<Option<GuestPhys>, Exception> {
+        let state = &self.hot().state;
+        let found = walk::translate(state, bus.ram(), virt, Access::fetch(state))?;
+        let page = found.phys.page_base();
+        if bus.ram().page_index(page).is_none() {
+            return Ok(None);
+        }
+        let id = self.blocks.page_id(virt.page(), page.page(), mode);
+        let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global };
+        self.tlb.fill_code(&self.arena, bus.ram(), mode, virt, page, id, &mapping);
+        Ok(Some(page))
+    }
+
+    fn translate(&mut self, bus: &mut dyn Bus, key: BlockKey) -> Option<BlockId> {
+        if !self.blocks.has_room() {
+            self.drop_code(bus);
+            let virt = GuestVirt(key.virt);
+            // The page was mapped a moment ago; only our record of it is gone.
+            self.map_code(bus, key.mode, virt).ok()??;
+        }
+        let phys = GuestPhys(key.phys);
+        let page = bus.ram().page_index(phys)?;
+        if !bus.ram().marks(page).any(Marks::CODE) {
+            bus.ram().add_marks(page, Marks::CODE);
+            self.tlb.forbid_writes(&self.arena, page);
+        }
+        let mut bytes = [0; PAGE_SIZE];
+        bytes.copy_from_slice(bus.ram().page_bytes(page));
+        let place = Place {
+            origin: self.blocks.next_address(),
+            base: self.arena.base(),
+            exit_thunk: self.thunks.exit,
+            block: self.blocks.next_id(),
+            page_id: self.blocks.page_id(key.virt >> 12, phys.page(), key.mode),
+        };
+        let bytes = &bytes[phys.page_offset()..];
+        let (block, code) = self.translator.block(key, bytes, place, &mut self.blocks.exits);
+        self.arena.write_code(place.origin, &code);
+        self.statistics.blocks_translated += 1;
+        Some(self.blocks.add(block))
+    }
+
+    /// Calls translated code at `address`; returns the exit taken.
+    pub(super) fn enter(&mut self, address: u32) -> ExitId {
+        self.statistics.exits += 1;
+        let hot = self.hot();
+        hot.target = address as u64;
+        hot.flags = hot.state.rflags & flags::STATUS | flags::FIXED;
+        // SAFETY: the thunk follows the C calling convention and saves what it must; translated
+        // code touches only the arena and guest pages behind TLB entries.
+        let enter: extern "C" fn() = unsafe { std::mem::transmute(self.thunks.enter as usize) };
+        enter();
+        let hot = self.hot();
+        hot.state.rflags = hot.state.rflags & !flags::STATUS | hot.flags & flags::STATUS;
+        ExitId(hot.exit as u32)
+    }
+
+    /// Runs translated code from `block` until something needs the loop.
+    fn execute(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId) {
+        self.load_x87();
+        self.hot().budget = regs::encode_budget(self.horizon - self.state().retired);
+        let mut address = self.blocks.get(block).checked;
+        loop {
+            let id = self.enter(address);
+            if id == ExitId(HOST_FAULT) {
+                self.host_fault(bus);
+                return;
+            }
+            let exit = self.blocks.exits[id.0 as usize];
+            let next = match exit.kind {
+                ExitKind::Access { register, displacement, size, write } => {
+                    let linear = self.host_register(register).wrapping_add(displacement as i64 as u64);
+                    self.access(bus, mode, exit.block, exit.insn, linear, size as usize, write)
+                }
+                ExitKind::Branch { target, .. } => {
+                    self.arrive();
+                    self.branch(bus, mode, id, target)
+                }
+                ExitKind::Indirect => {
+                    self.arrive();
+                    self.indirect(bus, mode, exit.block, exit.insn)
+                }
+                ExitKind::Interpret => {
+                    self.arrive_at(exit.block, exit.insn);
+                    self.interpret_in_block(bus, mode, exit.block, exit.insn)
+                }
+                ExitKind::Expired | ExitKind::PageCheck => {
+                    if matches!(exit.kind, ExitKind::Expired) {
+                        let count = self.blocks.get(exit.block).count as u64;
+                        self.hot().budget += count * regs::UNIT;
+                    }
+                    self.arrive();
+                    self.set_rip_of(exit.block, 0);
+                    self.go_on(bus, mode)
+                }
+            };
+            match next {
+                Next::Enter(at) => address = at,
+                Next::Loop => return,
+            }
+        }
+    }
+
+    /// At a block boundary: the count is what the budget says.
+    fn arrive(&mut self) {
+        let left = regs::decode_budget(self.hot().budget);
+        self.hot().state.retired = self.horizon.wrapping_sub(left as u64);
+    }
+
+    /// At the start of instruction `k` of a block: the count, and RIP.
+    fn arrive_at(&mut self, block: BlockId, k: u8) {
+        let left = regs::decode_budget(self.hot().budget);
+        let count = self.blocks.get(block).count;
+        let unused = left + (count - k) as i64;
+        self.hot().state.retired = self.horizon.wrapping_sub(unused as u64);
+        self.set_rip_of(block, k);
+    }
+
+    fn set_rip_of(&mut self, block: BlockId, k: u8) {
+        let b = self.blocks.get(block);
+        let virt = b.virt_of(k);
+        let is64 = b.key.mode.is64();
+        let state = &mut self.hot().state;
+        state.rip = if is64 { virt } else { virt.wrapping_sub(state.seg[1].base) & 0xffff_ffff };
+    }
+
+    /// The guest-visible value a host register had at the exit.
+    fn host_register(&self, register: u8) -> u64 {
+        let hot = self.hot();
+        match register {
+            10 => hot.r10,
+            11 => hot.r11,
+            14 => hot.state.gpr[x86::gpr::RCX],
+            n => hot.state.gpr[n as usize],
+        }
+    }
+
+    fn host_fault(&mut self, bus: &mut dyn Bus) {
+        let fault = self.hot().fault;
+        let Some((block, k)) = self.blocks.at_host(fault.rip as u32) else {
+            panic!("host exception {} at {:#x} outside of any block", fault.vector, fault.rip);
+        };
+        self.arrive_at(block, k);
+        let exception = self.host_exception();
+        self.raise(bus, exception);
+    }
+
+    /// The block for RIP in the same mode that the budget in hand covers, and whether it is a whole
+    /// one; `None` when the loop must take over.
+    fn follow(&mut self, bus: &mut dyn Bus, mode: Mode) -> Option<(BlockId, bool)> {
+        let left = self.horizon - self.state().retired;
+        if left == 0 || self.chaos.is_some() {
+            return None;
+        }
+        let mut limit = regs::MAX_BLOCK;
+        loop {
+            match self.block_at_rip(bus, mode, limit) {
+                Ok(Some(block)) if self.blocks.get(block).count as u64 <= left => {
+                    return Some((block, limit == regs::MAX_BLOCK));
+                }
+                Ok(Some(_)) => limit = left,
+                Ok(None) => {
+                    self.step(bus);
+                    return None;
+                }
+                Err(exception) => {
+                    self.raise(bus, exception);
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn go_on(&mut self, bus: &mut dyn Bus, mode: Mode) -> Next {
+        match self.follow(bus, mode) {
+            Some((block, _)) => Next::Enter(self.blocks.get(block).checked),
+            None => Next::Loop,
+        }
+    }
+
+    fn branch(&mut self, bus: &mut dyn Bus, mode: Mode, from: ExitId, target: u64) -> Next {
+        let state = &mut self.hot().state;
+        state.rip = if mode.is64() { target } else { target.wrapping_sub(state.seg[1].base) & 0xffff_ffff };
+        let flushes = self.blocks.flushes;
+        let Some((block, whole)) = self.follow(bus, mode) else { return Next::Loop };
+        if whole && flushes == self.blocks.flushes {
+            self.blocks.link(&mut self.arena, from, block);
+        }
+        Next::Enter(self.blocks.get(block).checked)
+    }
+
+    fn indirect(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId, k: u8) -> Next {
+        let target = self.hot().r10;
+        if mode.is64() && !paging::is_canonical(target) {
+            // The branch itself faults and must look as if it had not begun.
+            self.undo_branch(bus, block, k);
+            self.step(bus);
+            return Next::Loop;
+        }
+        self.hot().state.rip = target;
+        let Some((block, whole)) = self.follow(bus, mode) else { return Next::Loop };
+        let entry = self.blocks.get(block).checked;
+        if whole {
+            let slot = target as usize % JUMP_ENTRIES;
+            self.hot().sets[mode.set()].jump[slot] =
+                JumpEntry { neg_target: target.wrapping_neg(), code: entry as u64 };
+        }
+        Next::Enter(entry)
+    }
+
+    /// Takes back the stack pointer's move and the count of an indirect branch.
+    fn undo_branch(&mut self, bus: &mut dyn Bus, block: BlockId, k: u8) {
+        self.set_rip_of(block, k);
+        self.hot().state.retired -= 1;
+        let b = self.blocks.get(block);
+        let at = GuestPhys(b.key.phys + b.insns[k as usize].delta as u64);
+        let mut bytes = [0; 15];
+        let len = (PAGE_SIZE - at.page_offset()).min(bytes.len());
+        let in_ram = bus.ram().read(at, &mut bytes[..len]);
+        debug_assert!(in_ram, "code was translated from RAM");
+        let instr = iced_x86::Decoder::new(64, &bytes[..len], super::translate::decoder_options()).decode();
+        let moved = instr.stack_pointer_increment() as i64;
+        let rsp = &mut self.hot().state.gpr[x86::gpr::RSP];
+        *rsp = rsp.wrapping_sub(moved as u64);
+    }
+
+    /// A TLB miss: fill and retry, or execute the instruction from Rust.
+    #[allow(clippy::too_many_arguments)]
+    fn access(
+        &mut self,
+        bus: &mut dyn Bus,
+        mode: Mode,
+        block: BlockId,
+        k: u8,
+        linear: u64,
+        size: usize,
+        write: bool,
+    ) -> Next {
+        let virt = GuestVirt(linear);
+        let crossing = virt.page_offset() + size > PAGE_SIZE;
+        if !crossing && (!mode.is64() || paging::is_canonical(linear)) {
+            let state = &self.hot().state;
+            if let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, write))
+                && let Some(page) = bus.ram().page_index(found.phys)
+            {
+                let marks = bus.ram().marks(page);
+                if !(write && marks.any(Marks::HOOKED) || marks.any(Marks::WATCHED)) {
+                    if write {
+                        bus.ram().mark_dirty(page);
+                    }
+                    let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global };
+                    self.tlb.fill_data(
+                        &self.arena,
+                        bus.ram(),
+                        mode,
+                        virt,
+                        page,
+                        found.writable_now,
+                        &mapping,
+                    );
+                    return Next::Enter(self.blocks.get(block).insns[k as usize].host);
+                }
+            }
+        }
+        self.arrive_at(block, k);
+        self.interpret_in_block(bus, mode, block, k)
+    }
+
+    /// Executes instruction `k` of a block from Rust and goes on behind it if nothing changed.
+    fn interpret_in_block(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId, k: u8) -> Next {
+        let budget = self.horizon - self.state().retired;
+        let done = match self.fetch(bus) {
+            Ok(instr) => self.interpret(bus, &instr, budget),
+            Err(exception) => Err(Faulted::from(exception)),
+        };
+        let retired = match done {
+            Ok(done) => done.retired,
+            Err(fault) => {
+                self.hot().state.retired += fault.retired;
+                self.raise(bus, fault.exception);
+                return Next::Loop;
+            }
+        };
+        self.hot().state.retired += retired;
+        self.resume_after(bus, mode, block, k, retired)
+    }
+
+    fn resume_after(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId, k: u8, retired: u64) -> Next {
+        let quiet = self.flush.is_empty()
+            && !bus.ram().is_disturbed()
+            && self.chaos.is_none()
+            && self.state().activity == Activity::Running
+            && !bus.interrupt_pending()
+            && bus.horizon().count() >= self.horizon
+            && !debug::debug_traps_armed(self.state());
+        if !quiet || self.mode() != mode {
+            return Next::Loop;
+        }
+        let b = self.blocks.get(block);
+        let next = k + 1;
+        let virt = b.virt_of(next);
+        let state = self.state();
+        let linear =
+            if mode.is64() { state.rip } else { state.seg[1].base.wrapping_add(state.rip) & 0xffff_ffff };
+        if next >= b.count || linear != virt || !b.live {
+            return Next::Loop;
+        }
+        // The block counted this instruction as one.
+        let rest = (b.count - next) as u64;
+        let left = self.horizon - self.state().retired;
+        if retired == 0 || left < rest {
+            return Next::Loop;
+        }
+        let host = b.insns[next as usize].host;
+        self.hot().budget = regs::encode_budget(left) - rest * regs::UNIT;
+        self.load_x87();
+        Next::Enter(host)
+    }
+}

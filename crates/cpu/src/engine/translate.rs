@@ -1,0 +1,440 @@
+//! From guest bytes to one block of host code.
+//!
+//! Decoding comes first, because the block's head counts all of its instructions. A block ends
+//! at an unconditional jump, at a backward conditional one (a loop: its iterations are then
+//! counted without giving back), at an instruction that always leads elsewhere, at the end of
+//! the page, or at its limit. Forward conditional jumps are side exits that give back what they
+//! skip.
+
+use super::asm::{Mem, Reg, Width};
+use super::blocks::{Block, BlockId, BlockKey, Exit, Insn, Mode};
+use super::classify::{Class, classify};
+use super::emit::{Emitter, guest_of};
+use super::hot::Field;
+use super::plain::Rewriter;
+use super::regs;
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, OpKind};
+use x86::gpr;
+
+/// Guest instructions of a block, decoded and classified.
+struct Decoded {
+    instr: Instruction,
+    class: Class,
+    delta: u16,
+    len: u8,
+}
+
+/// Keeps what is expensive to make.
+pub struct Translator {
+    info: InstructionInfoFactory,
+    rewriter: Rewriter,
+    decoded: Vec<Decoded>,
+    v3: bool,
+}
+
+/// Addresses the translator wires in.
+#[derive(Clone, Copy)]
+pub struct Place {
+    /// Where the block will stand.
+    pub origin: u32,
+    /// The arena's base.
+    pub base: u32,
+    /// The exit door.
+    pub exit_thunk: u32,
+    /// The block's number.
+    pub block: BlockId,
+    /// Identity of its page.
+    pub page_id: u32,
+}
+
+impl Translator {
+    /// For a processor model with (`v3`) or without AVX2 and its kin.
+    pub fn new(v3: bool) -> Self {
+        Self { info: InstructionInfoFactory::new(), rewriter: Rewriter::new(), decoded: Vec::new(), v3 }
+    }
+
+    /// Translates the block of `key`, whose guest bytes up to the end of the page are `bytes`.
+    /// Returns the block and its code. A block always has at least one instruction.
+    pub fn block(
+        &mut self,
+        key: BlockKey,
+        bytes: &[u8],
+        place: Place,
+        exits: &mut Vec<Exit>,
+    ) -> (Block, Vec<u8>) {
+        self.decode(key, bytes);
+        let decoded = std::mem::take(&mut self.decoded);
+        let count = decoded.len() as u8;
+        let mut e = Emitter::new(place.origin, place.base, place.exit_thunk, key.mode, place.block, exits);
+        let (checked, entry) = e.head(key.virt, place.page_id, count);
+        let mut insns = Vec::with_capacity(decoded.len() + 1);
+        let mut open = true;
+        for (k, d) in decoded.iter().enumerate() {
+            insns.push(Insn { delta: d.delta, host: e.asm.here() });
+            e.insn = k as u8;
+            let rest = count - 1 - k as u8;
+            let own = &bytes[d.delta as usize..][..d.len as usize];
+            open = self.instruction(&mut e, d, own, rest);
+        }
+        let last = decoded.last().expect("at least one instruction");
+        let after = last.delta + last.len as u16;
+        insns.push(Insn { delta: after, host: e.asm.here() });
+        if open {
+            e.jump_to(key.virt.wrapping_add(after as u64));
+        }
+        e.finish();
+        let end = e.asm.here();
+        let code = std::mem::take(&mut e.asm.code);
+        self.decoded = decoded;
+        let block = Block {
+            key,
+            count,
+            entry,
+            checked,
+            end,
+            insns: insns.into_boxed_slice(),
+            bytes: after.max(1),
+            live: true,
+            incoming: Vec::new(),
+        };
+        (block, code)
+    }
+
+    fn decode(&mut self, key: BlockKey, bytes: &[u8]) {
+        self.decoded.clear();
+        let mut decoder = Decoder::with_ip(key.mode.bits(), bytes, key.virt, decoder_options());
+        while self.decoded.len() < key.limit as usize {
+            let start = decoder.position();
+            let instr = decoder.decode();
+            let crossing = instr.is_invalid() && bytes.len() - start < 15;
+            if crossing && !self.decoded.is_empty() {
+                return;
+            }
+            let class = if crossing {
+                Class::InterpretAndLeave
+            } else {
+                classify(&instr, self.info.info(&instr), key.mode, self.v3)
+            };
+            let len = (decoder.position() - start) as u8;
+            self.decoded.push(Decoded { instr, class, delta: start as u16, len });
+            let ends = match class {
+                Class::Jump
+                | Class::Counted
+                | Class::Call
+                | Class::Return
+                | Class::JumpIndirect
+                | Class::CallIndirect
+                | Class::InterpretAndLeave => true,
+                Class::Conditional => instr.near_branch_target() <= instr.ip(),
+                _ => false,
+            };
+            if ends || decoder.position() >= bytes.len() {
+                return;
+            }
+        }
+    }
+
+    /// Emits one instruction; false when nothing follows it.
+    fn instruction(&mut self, e: &mut Emitter, d: &Decoded, bytes: &[u8], rest: u8) -> bool {
+        let instr = &d.instr;
+        let done = match d.class {
+            Class::Hint => Ok(()),
+            Class::Registers => {
+                let info = self.info.info(instr);
+                self.rewriter.registers(e, instr, info, bytes)
+            }
+            Class::Memory => {
+                let info = self.info.info(instr);
+                self.rewriter.memory(e, instr, info)
+            }
+            Class::Lea => {
+                lea(e, instr);
+                Ok(())
+            }
+            Class::Push => {
+                push(e, instr);
+                Ok(())
+            }
+            Class::Pop => {
+                pop(e, instr);
+                Ok(())
+            }
+            Class::Leave => {
+                leave(e);
+                Ok(())
+            }
+            Class::Interpret | Class::InterpretAndLeave => {
+                e.interpret();
+                return d.class == Class::Interpret;
+            }
+            flow => return branch(e, instr, flow, rest),
+        };
+        if done.is_err() {
+            e.interpret();
+        }
+        true
+    }
+}
+
+/// Options of every decoder of ours.
+pub fn decoder_options() -> u32 {
+    DecoderOptions::NONE
+}
+
+fn branch(e: &mut Emitter, instr: &Instruction, class: Class, rest: u8) -> bool {
+    if e.mode.bits() == 16 || !near_operand_size(e, instr) {
+        e.interpret();
+        // A branch that Rust executes always leaves; what follows is never reached from here.
+        return false;
+    }
+    match class {
+        Class::Jump => e.jump_to(instr.near_branch_target()),
+        Class::Conditional => {
+            // iced numbers conditions from 1 in the order of their encodings.
+            let condition = instr.condition_code() as u8 - 1;
+            e.branch_to(condition, instr.near_branch_target(), rest);
+            return true;
+        }
+        Class::Counted => counted(e, instr),
+        Class::Call => {
+            if push_return_address(e, instr) {
+                e.jump_to(instr.near_branch_target());
+            }
+        }
+        Class::Return => {
+            let wide = e.mode.is64();
+            let size = if wide { 8 } else { 4 };
+            let extra = if instr.op_count() == 1 { instr.immediate16() as i32 } else { 0 };
+            let ea = e.stack(0);
+            let slot = e.check(ea, size as usize, false);
+            e.asm.load(if wide { Width::W64 } else { Width::W32 }, Reg::R10, slot);
+            e.move_stack(size + extra);
+            e.jump_indirect();
+        }
+        Class::JumpIndirect => {
+            if load_target(e, instr) {
+                e.jump_indirect();
+            } else {
+                e.interpret();
+            }
+        }
+        Class::CallIndirect => call_indirect(e, instr),
+        _ => unreachable!("not a branch class"),
+    }
+    false
+}
+
+/// Near branches with an operand-size prefix (16-bit targets) are left to Rust.
+fn near_operand_size(e: &Emitter, instr: &Instruction) -> bool {
+    let target_bits = match instr.op0_kind() {
+        OpKind::NearBranch16 => 16,
+        OpKind::NearBranch32 => 32,
+        OpKind::NearBranch64 => 64,
+        _ => match instr.code() {
+            Code::Retnw | Code::Retnw_imm16 | Code::Jmp_rm16 | Code::Call_rm16 => 16,
+            Code::Retnd | Code::Retnd_imm16 | Code::Jmp_rm32 | Code::Call_rm32 => 32,
+            _ => 64,
+        },
+    };
+    target_bits == e.mode.bits() && (e.mode.is64() || flat_code_and_stack(e.mode))
+}
+
+fn flat_code_and_stack(mode: Mode) -> bool {
+    mode.has(Mode::FLAT[1]) && mode.has(Mode::FLAT[2]) && mode.has(Mode::STACK32)
+}
+
+fn counted(e: &mut Emitter, instr: &Instruction) {
+    let address32 = matches!(
+        instr.code(),
+        Code::Jecxz_rel8_32 | Code::Jecxz_rel8_64 | Code::Loop_rel8_32_ECX | Code::Loop_rel8_64_ECX
+    );
+    let address64 = matches!(instr.code(), Code::Jrcxz_rel8_64 | Code::Loop_rel8_64_RCX);
+    let width = match (address32, address64) {
+        (true, _) => Width::W32,
+        (_, true) => Width::W64,
+        _ => {
+            // LOOPE, LOOPNE and 16-bit counts.
+            e.interpret();
+            return;
+        }
+    };
+    let next = instr.next_ip();
+    let home = regs::RCX_HOME;
+    if instr.is_loop() {
+        e.asm.lea(width, home, Mem::base(home, -1));
+        e.asm.mov(width, Reg::RCX, home);
+        let done = e.asm.jrcxz();
+        e.jump_to(instr.near_branch_target());
+        e.asm.bind8(done);
+        e.jump_to(next);
+    } else {
+        e.asm.mov(width, Reg::RCX, home);
+        let zero = e.asm.jrcxz();
+        e.jump_to(next);
+        e.asm.bind8(zero);
+        e.jump_to(instr.near_branch_target());
+    }
+}
+
+/// Loads the target of an indirect branch into R10.
+fn load_target(e: &mut Emitter, instr: &Instruction) -> bool {
+    let width = if e.mode.is64() { Width::W64 } else { Width::W32 };
+    if instr.op0_kind() == OpKind::Register {
+        let Some(guest) = guest_of(instr.op0_register()) else { return false };
+        let from = e.read_guest(guest, Reg::R10);
+        if from != Reg::R10 || width == Width::W32 {
+            e.asm.mov(width, Reg::R10, from);
+        }
+        return true;
+    }
+    let Some(ea) = e.address(instr) else { return false };
+    let size = if width == Width::W64 { 8 } else { 4 };
+    let slot = e.check(ea, size, false);
+    e.asm.load(width, Reg::R10, slot);
+    true
+}
+
+fn call_indirect(e: &mut Emitter, instr: &Instruction) {
+    if !load_target(e, instr) {
+        e.interpret();
+        return;
+    }
+    let temporary = e.field(Field::TEMPORARY);
+    e.asm.store(Width::W64, temporary, Reg::R10);
+    push_return_address(e, instr);
+    e.asm.load(Width::W64, Reg::R10, temporary);
+    e.jump_indirect();
+}
+
+fn push_return_address(e: &mut Emitter, instr: &Instruction) -> bool {
+    let next = instr.next_ip();
+    let (width, size) = stack_width(e);
+    let ea = e.stack(-size);
+    let slot = e.check(ea, size as usize, true);
+    store_constant(e, width, slot, next);
+    e.move_stack(-size);
+    true
+}
+
+fn stack_width(e: &Emitter) -> (Width, i32) {
+    if e.mode.is64() { (Width::W64, 8) } else { (Width::W32, 4) }
+}
+
+fn store_constant(e: &mut Emitter, width: Width, slot: Mem, value: u64) {
+    let narrow = if width == Width::W32 { Ok(value as u32 as i32) } else { i32::try_from(value as i64) };
+    match narrow {
+        Ok(v) => e.asm.store_imm(width, slot, v),
+        Err(_) => {
+            e.asm.mov_imm(Reg::RCX, value);
+            e.asm.store(width, slot, Reg::RCX);
+        }
+    }
+}
+
+fn push(e: &mut Emitter, instr: &Instruction) {
+    let (width, size) = stack_width(e);
+    match instr.op0_kind() {
+        OpKind::Register => {
+            let guest = guest_of(instr.op0_register()).expect("push of a general register");
+            let ea = e.stack(-size);
+            let slot = e.check(ea, size as usize, true);
+            let value = e.read_guest(guest, Reg::RCX);
+            e.asm.store(width, slot, value);
+        }
+        OpKind::Memory => {
+            let Some(ea) = e.address(instr) else {
+                e.interpret();
+                return;
+            };
+            let source = e.check(ea, size as usize, false);
+            let temporary = e.field(Field::TEMPORARY);
+            e.asm.load(width, Reg::RCX, source);
+            e.asm.store(Width::W64, temporary, Reg::RCX);
+            let ea = e.stack(-size);
+            let slot = e.check(ea, size as usize, true);
+            e.asm.load(Width::W64, Reg::RCX, temporary);
+            e.asm.store(width, slot, Reg::RCX);
+        }
+        _ => {
+            let value = instr.immediate(0);
+            let ea = e.stack(-size);
+            let slot = e.check(ea, size as usize, true);
+            store_constant(e, width, slot, value);
+        }
+    }
+    e.move_stack(-size);
+}
+
+fn pop(e: &mut Emitter, instr: &Instruction) {
+    let (width, size) = stack_width(e);
+    let guest = guest_of(instr.op0_register()).expect("pop to a general register");
+    let ea = e.stack(0);
+    let slot = e.check(ea, size as usize, false);
+    if let Some(home) = regs::home(guest) {
+        e.asm.load(width, home, slot);
+    } else {
+        e.asm.load(width, Reg::RCX, slot);
+        let to = e.slot(guest);
+        e.asm.store(Width::W64, to, Reg::RCX);
+    }
+    if guest != gpr::RSP {
+        e.move_stack(size);
+    }
+}
+
+fn leave(e: &mut Emitter) {
+    let rbp = Reg(gpr::RBP as u8);
+    let ea = super::emit::Ea { register: rbp, displacement: 0, constant: None };
+    let slot = e.check(ea, 8, false);
+    e.asm.load(Width::W64, Reg::RCX, slot);
+    e.asm.lea(Width::W64, Reg::RSP, Mem::base(rbp, 8));
+    e.asm.mov(Width::W64, rbp, Reg::RCX);
+}
+
+/// LEA: the address is computed as for an access, but without segment base.
+fn lea(e: &mut Emitter, instr: &Instruction) {
+    let guest = guest_of(instr.op0_register()).expect("lea writes a general register");
+    let size = instr.op0_register().size();
+    let address_width = if e.short_address(instr) { Width::W32 } else { Width::W64 };
+    let no_base = instr.memory_base() == iced_x86::Register::None;
+    let no_index = instr.memory_index() == iced_x86::Register::None;
+    if e.mode.bits() == 16 || instr.memory_base().is_gpr16() || instr.memory_index().is_gpr16() {
+        e.interpret();
+        return;
+    }
+    if instr.is_ip_rel_memory_operand() || no_base && no_index {
+        e.asm.mov_imm(Reg::R10, instr.memory_displacement64());
+    } else {
+        let base = guest_of(instr.memory_base()).map(|b| e.read_guest(b, Reg::R10));
+        let scale = instr.memory_index_scale().trailing_zeros() as u8;
+        let index = guest_of(instr.memory_index()).map(|i| (e.read_guest(i, Reg::R11), scale));
+        let disp = instr.memory_displacement64() as u32 as i32;
+        let memory = Mem { base, index, disp };
+        if let (Some(home), true) = (regs::home(guest), size >= 4) {
+            let width = if size == 4 { Width::W32 } else { address_width };
+            e.asm.lea(width, home, memory);
+            return;
+        }
+        e.asm.lea(address_width, Reg::R10, memory);
+    }
+    let target = regs::home(guest);
+    match (size, target) {
+        (8, Some(home)) => e.asm.mov(Width::W64, home, Reg::R10),
+        (4, Some(home)) => e.asm.mov(Width::W32, home, Reg::R10),
+        (8, None) => e.write_guest(guest, Reg::R10),
+        (4, None) => {
+            e.asm.mov(Width::W32, Reg::R10, Reg::R10);
+            e.write_guest(guest, Reg::R10);
+        }
+        (_, Some(home)) => e.asm.bytes(&mov16(home)),
+        (_, None) => {
+            let slot = e.slot(guest);
+            e.asm.store(Width::W16, slot, Reg::R10);
+        }
+    }
+}
+
+/// `mov home16, r10w`.
+fn mov16(home: Reg) -> [u8; 4] {
+    [0x66, 0x44 | home.0 >> 3, 0x89, 0xd0 | (home.0 & 7)]
+}

@@ -1,0 +1,225 @@
+//! A virtual processor as the machine sees it.
+
+use super::arena::Arena;
+use super::asm::Asm;
+use super::blocks::{Blocks, Mode};
+use super::hot::Hot;
+use super::thunks::{self, Thunks};
+use super::tlb::Tlb;
+use super::translate::Translator;
+use crate::core::{Core, Flush};
+use crate::fpu::{FpuKind, fpu_available};
+use crate::{Bus, CpuState};
+use base::Position;
+use iced_x86::InstructionInfoFactory;
+use x86::control::cr4;
+use x86::cpuid::Level;
+use x86::{CpuModel, Segment, flags};
+
+/// How to make a [`Vcpu`].
+#[derive(Clone, Debug)]
+pub struct VcpuConfig {
+    /// What CPUID says.
+    pub model: CpuModel,
+    /// Bytes of code cache, at least 1 MiB.
+    pub code_cache_bytes: usize,
+    /// Drop translations and code at pseudo-random times derived from this number: results must
+    /// not change. `None`: never without need.
+    pub chaos: Option<u64>,
+}
+
+/// Why a vCPU could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuError {
+    /// No free address range below 2 GiB.
+    #[error(
+        "no {bytes} contiguous bytes are free below 2 GiB of this process for the code cache; use a smaller --code-cache"
+    )]
+    NoLowMemory {
+        /// What was wanted.
+        bytes: usize,
+    },
+    /// The code cache is too small to hold anything, or too large for its address range.
+    #[error("a code cache of {bytes} bytes is outside of 1 MiB to 1 GiB")]
+    CacheSize {
+        /// What was asked for.
+        bytes: usize,
+    },
+    /// The host lacks instructions the model promises or the engine needs.
+    #[error("this host's processor lacks {}; choose another --cpu model or another host", .0.join(", "))]
+    HostLacks(Vec<&'static str>),
+}
+
+/// Why [`Vcpu::run`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The limit or the bus's horizon is reached.
+    Limit,
+    /// The processor waits for an interrupt (HLT, or an AP for its start-up).
+    Halted,
+    /// Triple fault.
+    Shutdown,
+}
+
+/// Counters for profiles; no effect on the guest.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Statistics {
+    pub exits: u64,
+    pub tlb_fills: u64,
+    pub blocks_translated: u64,
+    pub cache_flushes: u64,
+    pub interpreted: u64,
+}
+
+/// A virtual processor.
+pub struct Vcpu {
+    pub(super) arena: Arena,
+    pub(super) thunks: Thunks,
+    pub(super) blocks: Blocks,
+    pub(super) tlb: Tlb,
+    pub(super) translator: Translator,
+    pub(super) info: InstructionInfoFactory,
+    pub(super) model: CpuModel,
+    pub(super) flush: Flush,
+    /// Where single instructions are put to be executed.
+    pub(super) bounce_code: u32,
+    /// The position at which the budget in hand ends.
+    pub(super) horizon: u64,
+    /// The host's x87 registers hold the guest's.
+    pub(super) x87_in_host: bool,
+    pub(super) chaos: Option<u64>,
+    pub(super) interpret_all: bool,
+    pub statistics: Statistics,
+}
+
+/// Room for one re-encoded instruction and its register shuffles.
+pub(super) const BOUNCE_CODE_BYTES: u32 = 512;
+
+impl Vcpu {
+    /// A processor in its power-on state.
+    pub fn new(config: VcpuConfig) -> Result<Self, CpuError> {
+        if !(1 << 20..=1 << 30).contains(&config.code_cache_bytes) {
+            return Err(CpuError::CacheSize { bytes: config.code_cache_bytes });
+        }
+        let host = crate::host_features();
+        let mut missing = config.model.host_missing(&host);
+        if !host.bmi2 && !missing.contains(&"BMI2") {
+            // The engine's flag-free sequences are made of RORX, SHRX and SARX.
+            missing.push("BMI2");
+        }
+        if !missing.is_empty() {
+            return Err(CpuError::HostLacks(missing));
+        }
+        let mut arena = Arena::new(config.code_cache_bytes)?;
+        let mut asm = Asm::new(arena.code_start());
+        let thunks = thunks::emit(&mut asm, arena.base(), host.avx);
+        let bounce_code = (asm.here() + 63) & !63;
+        arena.write_code(arena.code_start(), &asm.code);
+        let tlb = Tlb::new(&arena);
+        let blocks = Blocks::new(bounce_code + BOUNCE_CODE_BYTES, arena.code_end());
+        // SAFETY: freshly mapped zeroes; the state is written before anything reads it.
+        unsafe { std::ptr::write(&raw mut (*arena.hot()).state, CpuState::power_on()) };
+        let v3 = config.model.level >= Level::V3;
+        Ok(Self {
+            arena,
+            thunks,
+            blocks,
+            tlb,
+            translator: Translator::new(v3),
+            info: InstructionInfoFactory::new(),
+            model: config.model,
+            flush: Flush::default(),
+            bounce_code,
+            horizon: 0,
+            x87_in_host: false,
+            chaos: config.chaos,
+            interpret_all: false,
+            statistics: Statistics::default(),
+        })
+    }
+
+    /// The architectural state.
+    pub fn state(&self) -> &CpuState {
+        // SAFETY: the arena lives as long as `self`; translated code runs only inside `run`.
+        unsafe { &(*self.arena.hot()).state }
+    }
+
+    /// The architectural state, to be changed while the processor does not run. What was cached
+    /// about it is dropped.
+    pub fn state_mut(&mut self) -> &mut CpuState {
+        self.flush.everything = true;
+        self.flush.mode = true;
+        &mut self.hot().state
+    }
+
+    /// Instructions retired.
+    pub fn position(&self) -> Position {
+        Position::from_count(self.state().retired)
+    }
+
+    /// The processor model.
+    pub fn model(&self) -> &CpuModel {
+        &self.model
+    }
+
+    /// Executes every instruction singly from Rust (slow): the cross-check of the translator.
+    pub fn set_interpret_all(&mut self, on: bool) {
+        self.interpret_all = on;
+    }
+
+    /// Drops all translated code and translations; nothing the guest can see changes.
+    pub fn drop_caches(&mut self, bus: &mut dyn Bus) {
+        self.drop_code(bus);
+    }
+
+    #[allow(clippy::mut_from_ref)]
+    pub(super) fn hot(&self) -> &mut Hot {
+        // SAFETY: the hot data belongs to this vCPU, whose methods that change it all take
+        // `&mut self`; no two borrows of it are held across a call that makes another.
+        unsafe { &mut *self.arena.hot() }
+    }
+
+    /// This processor with the machine around it, for code that executes single instructions.
+    pub(super) fn core<'a>(&'a mut self, bus: &'a mut dyn Bus) -> Core<'a> {
+        // SAFETY: as for `hot`; the borrow ends with the returned value, which holds `self` mutably.
+        let state = unsafe { &mut (*self.arena.hot()).state };
+        Core::new(state, &self.model, bus, &mut self.flush)
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        let state = self.state();
+        let mut mode = Mode::of_bits(state.code_bits());
+        if state.cpl == 3 {
+            mode = mode.with(Mode::USER);
+        } else if state.cr4 & cr4::SMAP != 0 && state.rflags & flags::AC != 0 {
+            mode = mode.with(Mode::AC);
+        }
+        if fpu_available(state, FpuKind::Sse).is_ok() {
+            mode = mode.with(Mode::FPU);
+            if fpu_available(state, FpuKind::Avx).is_ok() {
+                mode = mode.with(Mode::AVX);
+            }
+        }
+        if !mode.is64() {
+            mode = mode.with(segmentation(state));
+        }
+        mode
+    }
+}
+
+fn segmentation(state: &CpuState) -> Mode {
+    let mut mode = Mode::default();
+    for (n, segment) in state.seg.iter().enumerate() {
+        // Writable data, or (for CS) anything that executes: bases and limits that do not matter.
+        let based = n < 4 && segment.base != 0;
+        let writable = n == 1 || segment.kind() & 0xa == 2;
+        let expand_down = n != 1 && segment.kind() & 4 != 0;
+        if segment.limit == u32::MAX && !based && writable && !expand_down && segment.present() {
+            mode = mode.with(Mode::FLAT[n]);
+        }
+    }
+    if state.seg[2].attributes & Segment::DEFAULT_BIG != 0 {
+        mode = mode.with(Mode::STACK32);
+    }
+    mode
+}

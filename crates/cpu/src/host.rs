@@ -1,0 +1,27 @@
+//! What the host's processor can do.
+
+use x86::HostFeatures;
+
+/// Asks the host's CPUID, as far as the operating system lets the features be used.
+pub fn host_features() -> HostFeatures {
+    use std::arch::is_x86_feature_detected as has;
+    HostFeatures {
+        cmpxchg16b: has!("cmpxchg16b"),
+        sse3: has!("sse3"),
+        ssse3: has!("ssse3"),
+        sse4_1: has!("sse4.1"),
+        sse4_2: has!("sse4.2"),
+        popcnt: has!("popcnt"),
+        avx: has!("avx"),
+        avx2: has!("avx2"),
+        bmi1: has!("bmi1"),
+        bmi2: has!("bmi2"),
+        lzcnt: has!("lzcnt"),
+        f16c: has!("f16c"),
+        fma: has!("fma"),
+        movbe: has!("movbe"),
+        aes: has!("aes"),
+        pclmulqdq: has!("pclmulqdq"),
+        sha: has!("sha"),
+    }
+}

@@ -1,0 +1,202 @@
+//! The seam between the command line and the machine.
+//!
+//! Commands make a plan of what the user gave, hand it over together with the host's side of the
+//! console ([`HostSide`]), and get an [`Outcome`] back. Nothing else crosses: the machine's side
+//! reads no option, prints nothing and touches no terminal; this side knows no device and no
+//! position beyond what an outcome tells.
+
+use crate::cli::{Clock, CpuModel, OnReset};
+use crate::console::Console;
+use crate::failure::Failure;
+use crate::keyboard::Input;
+use crate::progress::Progress;
+use crate::stop::Stop;
+use crate::summary::{Exit, RecordFigures, ReplayFigures};
+use crate::values::{Forward, Net, Pos};
+use guest::job::Job;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Receiver;
+
+/// A guest, complete and checked: every file existed and was readable a moment ago.
+#[derive(Clone, Debug)]
+pub struct GuestPlan {
+    /// bzImage or ELF.
+    pub kernel: PathBuf,
+    /// Initial RAM disk, without the job; see [`GuestPlan::initrd`].
+    pub initrd: Option<PathBuf>,
+    /// The command to run.
+    pub job: Option<Job>,
+    /// The kernel's command line, final.
+    pub append: String,
+    /// Guest RAM in bytes, a multiple of the page size.
+    pub memory_bytes: u64,
+    /// 1 to 16.
+    pub cpus: u8,
+    /// The processor's features.
+    pub cpu: CpuModel,
+    /// Disk images in the guest's order.
+    pub disks: Vec<PathBuf>,
+    /// Where the network card leads.
+    pub net: Net,
+    /// Only with [`Net::User`].
+    pub forwards: Vec<Forward>,
+    /// How guest time runs.
+    pub clock: Clock,
+    /// Changes everything random in the machine.
+    pub seed: u64,
+    /// What a reset by the guest does.
+    pub reset: OnReset,
+}
+
+impl GuestPlan {
+    /// The kernel's bytes.
+    pub fn kernel(&self) -> Result<Vec<u8>, Failure> {
+        read(&self.kernel)
+    }
+
+    /// The initrd's bytes as the guest gets them: the file, and the job's archive after it.
+    pub fn initrd(&self) -> Result<Option<Vec<u8>>, Failure> {
+        let Some(path) = &self.initrd else { return Ok(None) };
+        let bytes = read(path)?;
+        Ok(Some(match &self.job {
+            Some(job) => guest::job::attach(bytes, job)?,
+            None => bytes,
+        }))
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))
+}
+
+/// The host's side of a running guest.
+#[derive(Debug)]
+pub struct HostSide {
+    /// What is typed or piped, as it comes. With a job, it may be sent once the guest has
+    /// reported [`guest::job::Report::Ready`].
+    pub input: Receiver<Input>,
+    /// Where the console's bytes go.
+    pub console: Console,
+    /// Asked often: whether the run has to end, and why.
+    pub stop: Stop,
+    /// Lines about what is going on, for people.
+    pub progress: Progress,
+}
+
+/// What a run, recording or replay came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Instructions retired.
+    pub instructions: u64,
+    /// Guest time in nanoseconds.
+    pub guest_ns: u64,
+    /// The hash of the whole state at the end, in hex.
+    pub state_hash: String,
+    /// Why it ended.
+    pub exit: Exit,
+    /// The last status that the job reported; the power-off follows it.
+    pub job_status: Option<u8>,
+    /// One line about the end for people, such as where a replay diverged.
+    pub note: Option<String>,
+}
+
+/// Where `debug` serves gdb.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP address.
+    Tcp(std::net::SocketAddr),
+    /// A socket's path.
+    Unix(PathBuf),
+}
+
+/// What the machine's side has to be able to do.
+pub trait Machine {
+    /// Runs a guest without a recording.
+    fn run(&self, plan: &GuestPlan, host: HostSide) -> Result<Outcome, Failure>;
+
+    /// Runs a guest and records it into `folder`, which is new and empty. A failure to write ends
+    /// the run; what was written stays.
+    fn record(
+        &self,
+        plan: &GuestPlan,
+        folder: &Path,
+        host: HostSide,
+    ) -> Result<(Outcome, RecordFigures), Failure>;
+
+    /// Replays a recording (a folder or a packed file) up to `to`, checking every hash; with
+    /// `bisect`, a divergence is narrowed down to its first instruction.
+    fn replay(
+        &self,
+        recording: &Path,
+        to: Pos,
+        bisect: bool,
+        host: HostSide,
+    ) -> Result<(Outcome, ReplayFigures), Failure>;
+
+    /// Serves gdb on a recording until the client leaves. `ready` is called once, when clients
+    /// can connect, with the address in gdb's spelling.
+    fn debug(
+        &self,
+        recording: &Path,
+        at: Option<Pos>,
+        symbols: Option<&Path>,
+        listen: &Listen,
+        ready: &mut dyn FnMut(&str),
+        stop: &Stop,
+    ) -> Result<(), Failure>;
+
+    /// What is in a recording: for people, and as JSON.
+    fn info(&self, recording: &Path) -> Result<(String, serde_json::Value), Failure>;
+
+    /// Makes one self-contained file of a recording.
+    fn pack(&self, recording: &Path, output: &Path, progress: &Progress) -> Result<(), Failure>;
+}
+
+/// The machine of this build.
+pub fn machine() -> impl Machine {
+    Absent
+}
+
+/// Stands where the machine will be connected; every use is refused.
+#[derive(Debug)]
+struct Absent;
+
+impl Absent {
+    fn refuse<T>() -> Result<T, Failure> {
+        Err(Failure::host("this build has no machine yet"))
+    }
+}
+
+impl Machine for Absent {
+    fn run(&self, _: &GuestPlan, _: HostSide) -> Result<Outcome, Failure> {
+        Self::refuse()
+    }
+
+    fn record(&self, _: &GuestPlan, _: &Path, _: HostSide) -> Result<(Outcome, RecordFigures), Failure> {
+        Self::refuse()
+    }
+
+    fn replay(&self, _: &Path, _: Pos, _: bool, _: HostSide) -> Result<(Outcome, ReplayFigures), Failure> {
+        Self::refuse()
+    }
+
+    fn debug(
+        &self,
+        _: &Path,
+        _: Option<Pos>,
+        _: Option<&Path>,
+        _: &Listen,
+        _: &mut dyn FnMut(&str),
+        _: &Stop,
+    ) -> Result<(), Failure> {
+        Self::refuse()
+    }
+
+    fn info(&self, _: &Path) -> Result<(String, serde_json::Value), Failure> {
+        Self::refuse()
+    }
+
+    fn pack(&self, _: &Path, _: &Path, _: &Progress) -> Result<(), Failure> {
+        Self::refuse()
+    }
+}

@@ -1,0 +1,264 @@
+//! Values on the command line: sizes, places in a run, ports, networks.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Why a value is not one; clap puts the option's name in front.
+pub type ValueError = String;
+
+/// A number of bytes: `512M`, `2G`, `1048576`. The suffixes K, M, G, T are powers of 1024 and may
+/// be followed by `iB` or `B`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// The number of bytes.
+    pub bytes: u64,
+}
+
+impl FromStr for Size {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || "a size is a number with K, M, G or T, such as 512M".to_owned();
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, suffix) = text.split_at(digits);
+        let shift = match suffix.trim_end_matches("iB").trim_end_matches('B').to_ascii_uppercase().as_str() {
+            "" => 0,
+            "K" => 10,
+            "M" => 20,
+            "G" => 30,
+            "T" => 40,
+            _ => return Err(wrong()),
+        };
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let bytes = number.checked_mul(1 << shift).ok_or("that many bytes cannot be counted")?;
+        Ok(Self { bytes })
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {
+            if self.bytes >= 1 << shift && self.bytes.is_multiple_of(1 << shift) {
+                return write!(f, "{}{unit}", self.bytes >> shift);
+            }
+        }
+        write!(f, "{}", self.bytes)
+    }
+}
+
+/// A place in a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pos {
+    /// After this many instructions.
+    Count(u64),
+    /// This share of the run's instructions, 0 to 1.
+    Share(f64),
+    /// This much guest time after power-on.
+    Time(Duration),
+    /// Where the recording ends.
+    End,
+}
+
+impl FromStr for Pos {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || "a place is an instruction count, a share (50%), guest time (12.5s) or end".to_owned();
+        // Rust's own parsers also take signs, exponents and words such as "inf".
+        let decimal = |number: &str| {
+            let plain = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+            number.parse::<f64>().ok().filter(|value| plain && value.is_finite()).ok_or_else(wrong)
+        };
+        if text == "end" {
+            return Ok(Pos::End);
+        }
+        if let Some(percent) = text.strip_suffix('%') {
+            let percent = decimal(percent)?;
+            return if percent <= 100.0 { Ok(Pos::Share(percent / 100.0)) } else { Err(wrong()) };
+        }
+        if let Some(seconds) = text.strip_suffix('s') {
+            return Duration::try_from_secs_f64(decimal(seconds)?).map(Pos::Time).map_err(|_| wrong());
+        }
+        let count = match text.strip_prefix("0x") {
+            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                u64::from_str_radix(digits, 16)
+            }
+            None if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse(),
+            _ => return Err(wrong()),
+        };
+        count.map(Pos::Count).map_err(|_| wrong())
+    }
+}
+
+impl fmt::Display for Pos {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Pos::Count(count) => write!(f, "{count}"),
+            Pos::Share(share) => write!(f, "{}%", share * 100.0),
+            Pos::Time(time) => write!(f, "{}s", time.as_secs_f64()),
+            Pos::End => f.write_str("end"),
+        }
+    }
+}
+
+/// A span of the host's time: `90`, `1.5`, `90s`, `5m`, `1h`.
+pub fn duration(text: &str) -> Result<Duration, ValueError> {
+    let wrong = || "a time is a number of seconds, such as 90 or 1.5, or has s, m or h".to_owned();
+    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
+        Some(number) if text.ends_with('m') => (number, 60.0),
+        Some(number) if text.ends_with('h') => (number, 3600.0),
+        Some(number) => (number, 1.0),
+        None => (text, 1.0),
+    };
+    if !number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return Err(wrong());
+    }
+    let seconds = number.parse::<f64>().map_err(|_| wrong())? * unit;
+    let time = Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;
+    if time.is_zero() { Err("the time must be more than zero".to_owned()) } else { Ok(time) }
+}
+
+/// Where the guest's network card leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Net {
+    /// There is no card.
+    None,
+    /// To the host's network through passt, without root.
+    User,
+    /// To a tap interface of the host.
+    Tap(String),
+    /// To a stream socket with QEMU's framing.
+    Unix(PathBuf),
+}
+
+impl FromStr for Net {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text.split_once('=') {
+            None if text == "none" => Ok(Net::None),
+            None if text == "user" => Ok(Net::User),
+            // Linux's IFNAMSIZ is 16 with the closing zero.
+            Some(("tap", name)) if (1..16).contains(&name.len()) && !name.contains('/') => {
+                Ok(Net::Tap(name.to_owned()))
+            }
+            Some(("unix", path)) if !path.is_empty() => Ok(Net::Unix(path.into())),
+            _ => Err("a network is none, user, tap=INTERFACE or unix=PATH".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Net::None => f.write_str("none"),
+            Net::User => f.write_str("user"),
+            Net::Tap(name) => write!(f, "tap={name}"),
+            Net::Unix(path) => write!(f, "unix={}", path.display()),
+        }
+    }
+}
+
+/// A TCP port of the host that leads to one of the guest: `HOST:GUEST`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// The port on the host's loopback address.
+    pub host: u16,
+    /// The port in the guest.
+    pub guest: u16,
+}
+
+impl FromStr for Forward {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || "a forward is HOST:GUEST, two ports from 1 to 65535".to_owned();
+        let port = |text: &str| text.parse().ok().filter(|port| *port != 0).ok_or_else(wrong);
+        let (host, guest) = text.split_once(':').ok_or_else(wrong)?;
+        Ok(Self { host: port(host)?, guest: port(guest)? })
+    }
+}
+
+/// Where the guest's console goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConsoleTo {
+    /// To standard output, with standard input as the keyboard.
+    Stdio,
+    /// To a file, replaced if it exists.
+    File(PathBuf),
+    /// Nowhere.
+    None,
+}
+
+impl FromStr for ConsoleTo {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text {
+            "" => Err("a console is stdio, none or a file's name".to_owned()),
+            "stdio" => Ok(ConsoleTo::Stdio),
+            "none" => Ok(ConsoleTo::None),
+            path => Ok(ConsoleTo::File(path.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_powers_of_1024_or_refused() {
+        let bytes = |text: &str| text.parse::<Size>().map(|size| size.bytes).ok();
+        assert_eq!(bytes("512M"), Some(512 << 20));
+        assert_eq!(bytes("2g"), Some(2 << 30));
+        assert_eq!(bytes("3KiB"), Some(3072));
+        assert_eq!(bytes("1048576"), Some(1 << 20));
+        for wrong in ["", "M", "-1M", "1.5G", "1X", "99999999999T", "18446744073709551616", "1M2", "+5"] {
+            assert_eq!(bytes(wrong), None, "{wrong}");
+        }
+        assert_eq!(Size { bytes: 3 << 19 }.to_string(), "1536K");
+    }
+
+    #[test]
+    fn places_in_a_run() {
+        let pos = |text: &str| text.parse::<Pos>().ok();
+        assert_eq!(pos("1234567"), Some(Pos::Count(1_234_567)));
+        assert_eq!(pos("0x12d687"), Some(Pos::Count(1_234_567)));
+        assert_eq!(pos("50%"), Some(Pos::Share(0.5)));
+        assert_eq!(pos("12.5s"), Some(Pos::Time(Duration::from_millis(12_500))));
+        assert_eq!(pos("end"), Some(Pos::End));
+        for wrong in
+            ["", "-1", "+1", "0x", "0xg", "101%", "-1%", "nan%", "infs", "1e3", "s", "%", "1 ", "start"]
+        {
+            assert_eq!(pos(wrong), None, "{wrong}");
+        }
+        assert_eq!(pos("99999999999999999999"), None);
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        for wrong in ["", "0", "-1", "inf", "1d", "s", "1e400", "9999999999999999999999"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn networks_and_forwards() {
+        assert_eq!("tap=tap0".parse(), Ok(Net::Tap("tap0".into())));
+        assert_eq!("unix=/run/a=b".parse(), Ok(Net::Unix("/run/a=b".into())));
+        for wrong in ["", "tap", "tap=", "tap=a/b", "tap=abcdefghijklmnop", "unix=", "users", "none=1"] {
+            assert!(wrong.parse::<Net>().is_err(), "{wrong}");
+        }
+        assert_eq!("8080:80".parse(), Ok(Forward { host: 8080, guest: 80 }));
+        for wrong in ["", "80", "80:", "0:80", "1:65536", "a:b", "1:2:3"] {
+            assert!(wrong.parse::<Forward>().is_err(), "{wrong}");
+        }
+    }
+}

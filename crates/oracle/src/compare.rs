@@ -1,0 +1,159 @@
+//! Are two outcomes the same?
+
+use crate::case::{Case, Mode};
+use crate::outcome::{Ending, Fault, Outcome, vector};
+use crate::state::{GPR_NAMES, flag};
+use std::fmt::{self, Write as _};
+
+/// What is compared.
+#[derive(Clone, Copy, Debug)]
+pub struct Strictness {
+    /// Compare flags the manual leaves undefined too. Translated code runs on the same host, so
+    /// they must agree; off only where outcomes of different hosts are compared.
+    pub undefined_flags: bool,
+}
+
+impl Default for Strictness {
+    fn default() -> Self {
+        Self { undefined_flags: true }
+    }
+}
+
+/// How two outcomes of one case differ: one line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// `what: expected …, got …`.
+    pub differences: Vec<String>,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.differences.iter().try_for_each(|line| writeln!(f, "  {line}"))
+    }
+}
+
+/// Differences listed at most.
+const DIFFERENCES_MAX: usize = 40;
+
+/// Compares everything, undefined flags included.
+pub fn compare(case: &Case, expected: &Outcome, got: &Outcome) -> Option<Mismatch> {
+    compare_with(case, expected, got, Strictness::default())
+}
+
+/// Compares as `strictness` says. `expected` is the host's outcome.
+pub fn compare_with(
+    case: &Case,
+    expected: &Outcome,
+    got: &Outcome,
+    strictness: Strictness,
+) -> Option<Mismatch> {
+    if expected.is_discarded() {
+        return None;
+    }
+    let mut lines = Lines(Vec::new());
+    lines.check(&"ending", Show(ending(&expected.ending)), Show(ending(&got.ending)));
+    lines.check(&"rip", Hex(expected.rip), Hex(got.rip));
+    lines.check(&"retired", Hex(expected.retired), Hex(got.retired));
+    let (a, b) = (&expected.registers, &got.registers);
+    let (count, mask) = match case.mode {
+        Mode::Long => (16, u64::MAX),
+        Mode::Compatibility => (8, u64::from(u32::MAX)),
+    };
+    for (register, name) in GPR_NAMES.iter().enumerate().take(count) {
+        lines.check(name, Hex(a.gpr[register] & mask), Hex(b.gpr[register] & mask));
+    }
+    let mut flags = !flag::RF;
+    if !strictness.undefined_flags {
+        flags &= !case.undefined_flags(expected.retired);
+    }
+    lines.check(&"rflags", Hex(a.rflags & flags), Hex(b.rflags & flags));
+    lines.check(&"mxcsr", Hex(a.mxcsr.into()), Hex(b.mxcsr.into()));
+    for register in 0..16 {
+        lines.check(&format_args!("ymm{register}"), Wide(&a.ymm[register]), Wide(&b.ymm[register]));
+    }
+    let word = |image: &[u8], at: usize| Hex(u16::from_le_bytes([image[at], image[at + 1]]).into());
+    for (at, name) in [(0, "fcw"), (2, "fsw"), (4, "ftw")] {
+        lines.check(&name, word(&a.x87, at), word(&b.x87, at));
+    }
+    for register in 0..8 {
+        let at = 32 + register * 16;
+        let name = format_args!("st{register}");
+        lines.check(&name, Wide(&a.x87[at..at + 10]), Wide(&b.x87[at..at + 10]));
+    }
+    compare_memory(expected, got, &mut lines);
+    if lines.0.is_empty() { None } else { Some(Mismatch { differences: lines.0 }) }
+}
+
+fn compare_memory(expected: &Outcome, got: &Outcome, lines: &mut Lines) {
+    for (frame, bytes) in &expected.memory {
+        let Some((_, other)) = got.memory.iter().find(|(name, _)| name == frame) else {
+            lines.0.push(format!("memory: page {frame:?} is missing"));
+            continue;
+        };
+        if bytes == other {
+            continue;
+        }
+        for (offset, (a, b)) in bytes.iter().zip(other.iter()).enumerate() {
+            if a != b && lines.0.len() < DIFFERENCES_MAX {
+                let at = frame.address() + offset as u64;
+                lines.0.push(format!("memory {at:#x} ({frame:?}): expected {a:02x}, got {b:02x}"));
+            }
+        }
+    }
+}
+
+/// The fault as two sides must agree on it. Linux shows programs every fault on a kernel address as
+/// a protection violation, so as not to tell which are mapped.
+fn ending(ending: &Ending) -> Ending {
+    match *ending {
+        Ending::Fault(Fault { vector: vector::PF, error_code, cr2 }) if cr2 >> 47 != 0 => {
+            Ending::Fault(Fault { vector: vector::PF, error_code: error_code | 1, cr2 })
+        }
+        other => other,
+    }
+}
+
+struct Lines(Vec<String>);
+
+impl Lines {
+    fn check<T: PartialEq + fmt::Display>(&mut self, name: &dyn fmt::Display, expected: T, got: T) {
+        if expected != got {
+            self.0.push(format!("{name}: expected {expected}, got {got}"));
+        }
+    }
+}
+
+#[derive(PartialEq)]
+struct Hex(u64);
+impl fmt::Display for Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+#[derive(PartialEq)]
+struct Wide<'a>(&'a [u8]);
+impl fmt::Display for Wide<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().rev().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+#[derive(PartialEq)]
+struct Show(Ending);
+impl fmt::Display for Show {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Ending::Completed => f.write_str("completed"),
+            Ending::Discarded(why) => write!(f, "discarded ({why:?})"),
+            Ending::Fault(fault) => {
+                let mut text = String::from(vector::name(fault.vector));
+                write!(text, " (vector {}), error code {:#x}", fault.vector, fault.error_code)?;
+                if fault.vector == vector::PF {
+                    write!(text, ", address {:#x}", fault.cr2)?;
+                }
+                f.write_str(&text)
+            }
+        }
+    }
+}
