@@ -126,6 +126,9 @@ structure!(SystemMsrs {
     mtrr_def_type,
     mtrr_fixed,
     mtrr_variable,
+    spec_ctrl,
+    hwcr,
+    de_cfg,
 });
 structure!(CpuState {
     gpr,
@@ -150,6 +153,7 @@ structure!(CpuState {
     shadow_at,
     msr,
     fpu,
+    apic_id,
 });
 
 impl Field for Fpu {
