@@ -47,7 +47,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let started = std::time::Instant::now();
     let mut typed = false;
+    let interpret_from: Option<u64> = std::env::var("INTERPRET_FROM").ok().and_then(|text| text.parse().ok());
     let stop = loop {
+        let interpret = interpret_from.is_some_and(|from| machine.position().count() >= from);
+        machine.processor_mut().set_interpret_all(interpret);
         let limit = machine.position().after(10_000_000);
         match machine.run_until(limit) {
             Stop::Limit | Stop::Breath => {}
