@@ -1,2 +1,55 @@
-//! Chores.
-fn main() {}
+//! The project's chores behind one front door: `cargo xtask CHORE`.
+//!
+//! **What it may know:** the repository and its tools. **What it must never do:** hold anything
+//! that users or the other crates need.
+#![forbid(unsafe_code)]
+
+mod ci;
+mod tidy;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The project's chores.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Chores {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Everything that a change has to pass: tests, tidy, format, clippy, documentation
+    Ci,
+    /// All tests, in release mode
+    Test {
+        /// Passed on to cargo test
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Format, clippy and documentation, without tests
+    Lint,
+    /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
+    Tidy,
+}
+
+/// A chore's complaint, for people.
+type Result<T = ()> = std::result::Result<T, String>;
+
+fn main() -> ExitCode {
+    let result = match Chores::parse().chore {
+        Chore::Ci => ci::all(),
+        Chore::Test { arguments } => ci::test(&arguments),
+        Chore::Lint => ci::lint(),
+        Chore::Tidy => tidy::tidy(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(complaint) => {
+            eprintln!("xtask: {complaint}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -2,7 +2,7 @@
 //! linear and segment-relative address.
 //!
 //! Translated code does the ordinary instructions; everything in [`crate::system`],
-//! [`crate::string`], [`crate::gather`] and [`crate::deliver`] goes through here. All pages of an
+//! [`crate::string`] and [`crate::deliver`] goes through here. All pages of an
 //! access are translated before its first byte moves, so a fault leaves nothing half done. RAM is
 //! written through [`memory::Ram::write`], which notes what the translator must hear of; anything
 //! else goes to the bus in naturally aligned pieces.

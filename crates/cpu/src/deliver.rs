@@ -188,7 +188,8 @@ fn deliver_real(core: &mut Core, event: Event) -> Result<(), Exception> {
     if at + 3 > core.state.idtr.limit as u64 {
         return Err(Exception::gp(event.gate_error()));
     }
-    let pointer = core.read_uint(core.system_linear(core.state.idtr.base + at), 4, Intent::Implicit)?;
+    let pointer =
+        core.read_uint(core.system_linear(core.state.idtr.base.wrapping_add(at)), 4, Intent::Implicit)?;
     let cs = core.state.seg[SegmentIndex::Cs as usize].selector as u64;
     core.push(&[event.flags & 0xffff, cs, event.return_rip & 0xffff], 2)?;
     let selector = (pointer >> 16) as u16;
@@ -383,7 +384,7 @@ fn push_inner(core: &mut Core, words: &[u64], size: usize, cpl: u8, ext: u32) ->
     }
     let base = tr.base.wrapping_add(at);
     let top = core.read_uint(core.system_linear(base), pointer_size, Intent::Implicit)?;
-    let ss_at = core.system_linear(base + pointer_size as u64);
+    let ss_at = core.system_linear(base.wrapping_add(pointer_size as u64));
     let selector = core.read_uint(ss_at, 2, Intent::Implicit)? as u16;
     if is_null(selector) {
         return Err(ts(selector));

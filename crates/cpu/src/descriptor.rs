@@ -118,7 +118,7 @@ impl Core<'_> {
     pub(crate) fn read_upper(&mut self, descriptor: &Descriptor) -> Result<u64, Exception> {
         let selector = descriptor.segment.selector;
         let address = self.descriptor_address(selector, 16).ok_or(Exception::gp(selector_error(selector)))?;
-        self.read_uint(address + 8, 8, Intent::Implicit)
+        self.read_uint(address.wrapping_add(8), 8, Intent::Implicit)
     }
 
     /// Sets the descriptor's accessed bit, in memory and in the segment, unless it is set.
@@ -126,7 +126,7 @@ impl Core<'_> {
         if descriptor.segment.is_memory() && descriptor.segment.kind() & ACCESSED == 0 {
             descriptor.segment.attributes |= ACCESSED;
             let access_byte = descriptor.segment.attributes as u8;
-            self.write(descriptor.address + 5, &[access_byte], Intent::Implicit)?;
+            self.write(descriptor.address.wrapping_add(5), &[access_byte], Intent::Implicit)?;
         }
         Ok(())
     }

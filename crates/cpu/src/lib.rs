@@ -14,6 +14,7 @@ mod fpu;
 mod gather;
 mod host;
 mod reset;
+mod saved;
 mod state;
 pub mod string;
 pub mod system;
@@ -24,4 +25,8 @@ pub use core::{Core, Flush, Intent};
 pub use engine::{CpuError, Exit, Statistics, Vcpu, VcpuConfig};
 pub use fpu::{FpuKind, MXCSR_MASK, fpu_available};
 pub use host::host_features;
+pub use saved::{RestoreError, SavedCpu};
 pub use state::{Activity, CpuState, Fpu, SystemMsrs};
+
+#[cfg(test)]
+mod tests;

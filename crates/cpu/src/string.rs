@@ -214,8 +214,7 @@ impl Op {
 pub(crate) fn one(core: &mut Core, instr: &Instruction) -> Done {
     match string(core, instr, 1) {
         Ok(outcome) => Ok(Outcome {
-            // RIP is already where it belongs.
-            control: if outcome.finished { Control::Branch } else { Control::Repeat },
+            control: if outcome.finished { Control::Next } else { Control::Repeat },
             retired: outcome.iterations,
             recheck: outcome.recheck,
         }),
@@ -364,7 +363,7 @@ fn subtract_flags(size: usize, left: u64, right: u64) -> u64 {
     let mut out = 0;
     let mut set = |flag: u64, on: bool| out |= if on { flag } else { 0 };
     set(flags::CF, left < right);
-    set(flags::PF, (result as u8).count_ones() % 2 == 0);
+    set(flags::PF, (result as u8).count_ones().is_multiple_of(2));
     set(flags::AF, (left ^ right ^ result) & 0x10 != 0);
     set(flags::ZF, result == 0);
     set(flags::SF, result & sign != 0);
@@ -440,7 +439,7 @@ fn elements_in_page(core: &Core, op: &Op, operand: Operand, backward: bool) -> O
         return Some(0);
     }
     Some(if backward {
-        (in_page / size + 1).min(offset / size + 1)
+        (in_page / size + 1).min((offset / size).saturating_add(1))
     } else {
         let room = ((PAGE_SIZE as u64 - in_page) / size).max(1);
         // Elements whose last byte is still below the wrap of the offset.
@@ -472,11 +471,11 @@ fn writes_what_it_runs_by(core: &mut Core, from: Option<&Stretch>, to: &Stretch)
     if holds(&to.translation) || from.is_some_and(|s| holds(&s.translation)) {
         return true;
     }
-    let code = deliver::instruction_address(core);
     // An instruction has at most fifteen bytes, so it lies in at most two pages.
-    [code, code.offset(14)]
-        .iter()
-        .any(|&at| probe_code(core, at).is_none_or(|t| holds(&t) || t.phys.page() == target))
+    let first = deliver::instruction_address(core);
+    let last = first.offset(14);
+    let mut runs_from = |at| probe_code(core, at).is_none_or(|t| holds(&t) || t.phys.page() == target);
+    runs_from(first) || last.page() != first.page() && runs_from(last)
 }
 
 fn probe_code(core: &mut Core, at: GuestVirt) -> Option<Translation> {
@@ -501,10 +500,18 @@ fn little_endian(slice: &[u8]) -> u64 {
     u64::from_le_bytes(word)
 }
 
+/// Clearing pages is the commonest STOS by far and needs no image built.
+static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+
 fn fill(core: &mut Core, to: &Stretch, size: usize, n: usize) {
     let value = core.state.gpr[gpr::RAX].to_le_bytes();
+    let len = n * size;
+    if value[..size].iter().all(|&b| b == 0) {
+        core.bus.ram().write_page(to.page, to.offset, &ZEROS[..len]);
+        return;
+    }
     let mut buffer = [0; PAGE_SIZE];
-    let image = &mut buffer[..n * size];
+    let image = &mut buffer[..len];
     if value[..size].iter().all(|&b| b == value[0]) {
         image.fill(value[0]);
     } else {
@@ -525,7 +532,15 @@ fn copy(core: &mut Core, from: &Stretch, to: &Stretch, size: usize, n: usize, ba
         to.offset.checked_sub(from.offset).filter(|&d| d > 0).unwrap_or(len)
     };
     let piece = (distance / size).clamp(1, n) * size;
-    let mut buffer = [0; PAGE_SIZE];
+    // Clearing a whole page's buffer would cost more than most copies, which are short.
+    let (mut short, mut whole);
+    let buffer: &mut [u8] = if piece <= 256 {
+        short = [0; 256];
+        &mut short
+    } else {
+        whole = [0; PAGE_SIZE];
+        &mut whole
+    };
     let ram = core.bus.ram();
     let mut done = 0;
     while done < len {

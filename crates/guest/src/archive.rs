@@ -62,7 +62,7 @@ impl Archive {
         self
     }
 
-    /// The archive's bytes, padded with zeros to [`ALIGNMENT_BYTES`].
+    /// The archive's bytes, padded with zeros so that another archive can follow.
     ///
     /// Errors only when a file is larger than the format's 4 GiB.
     pub fn to_bytes(&self) -> io::Result<Vec<u8>> {

@@ -174,7 +174,12 @@ fn fetch(options: &ImageOptions, work: &Work) -> Result<(), GuestError> {
     command.arg(&options.suite).arg(work.0.join("root.tar")).args(&options.mirror);
     command.env("SOURCE_DATE_EPOCH", EPOCH).current_dir(&work.0);
     let missing = || GuestError::NoTool { tool: "mmdebstrap".into(), package: "mmdebstrap" };
-    tool::run(&mut command, "mmdebstrap", missing).map(drop)
+    tool::run(&mut command, "mmdebstrap", missing).map(drop).map_err(|error| match error {
+        GuestError::Tool { reason, .. } if reason.contains("unable to pick chroot mode") => {
+            GuestError::NoTool { tool: "fakechroot (for work without root)".into(), package: "fakechroot" }
+        }
+        other => other,
+    })
 }
 
 /// Writes the files that make a Debian a guest of ours.

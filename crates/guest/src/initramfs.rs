@@ -40,8 +40,14 @@ const PROFILE: &str = "PS1='\\w \\$ '\nalias ll='ls -l'\n";
 
 /// Builds the archive.
 ///
-/// `applets` are the names under which `busybox` is called; `modules` are in loading order.
-pub fn build(busybox: &[u8], applets: &[String], modules: &[Module]) -> Result<Vec<u8>, GuestError> {
+/// `applets` are the names under which `busybox` is called; `modules` are in loading order, for the
+/// kernel that calls itself `version`.
+pub fn build(
+    busybox: &[u8],
+    applets: &[String],
+    version: &str,
+    modules: &[Module],
+) -> Result<Vec<u8>, GuestError> {
     let mut archive = Archive::new();
     for folder in ["dev", "proc", "sys", "run", "root", "tmp", "mnt", "var/log", "sbin"] {
         archive.folder(folder);
@@ -61,6 +67,7 @@ pub fn build(busybox: &[u8], applets: &[String], modules: &[Module]) -> Result<V
     archive.file("etc/group", 0o644, "root:x:0:\n");
     archive.file("etc/hosts", 0o644, "127.0.0.1 localhost hindsight\n");
     archive.file("etc/profile", 0o644, PROFILE);
+    archive.file("lib/modules/version", 0o644, format!("{version}\n"));
     let mut order = String::new();
     for module in modules {
         archive.file(&format!("lib/modules/{}.ko", module.name), 0o644, module.content.as_slice());

@@ -22,6 +22,7 @@ pub mod image;
 mod initramfs;
 pub mod job;
 mod modules;
+mod panic;
 mod small;
 mod tool;
 
@@ -29,6 +30,7 @@ pub use archive::Archive;
 pub use cache::Cache;
 pub use debian::Flavour;
 pub use error::GuestError;
+pub use panic::{PanicLine, PanicReader};
 pub use small::SmallGuest;
 
 /// Where a long step says what it does, one short line each, without a trailing full stop.

@@ -55,7 +55,8 @@ impl SmallGuest {
             Ok(built) => built,
             // The host's lists are missing, or name versions that the mirror no longer has.
             Err(GuestError::NoPackage { .. } | GuestError::Tool { .. }) => {
-                let fresh = Apt::with_fresh_lists(&cache.path("apt"), notice)?;
+                let lists = guard.scratch("apt")?;
+                let fresh = Apt::with_fresh_lists(&lists.folder("state")?, notice)?;
                 Self::build_with(&fresh, guard, flavour, notice)?
             }
             Err(error) => return Err(error),
@@ -110,7 +111,7 @@ fn assemble(scratch: &Scratch, unpacked: &Path, image: &Package) -> Result<PathB
     let busybox = ["bin/busybox", "usr/bin/busybox"].map(|file| unpacked.join(file));
     let busybox = busybox.iter().find(|file| file.is_file()).ok_or_else(|| odd("busybox"))?;
     let content = fs::read(busybox).map_err(GuestError::at(busybox))?;
-    let initrd = initramfs::build(&content, &applets(busybox)?, &modules)?;
+    let initrd = initramfs::build(&content, &applets(busybox)?, version, &modules)?;
 
     let built = scratch.folder("built")?;
     let guest = SmallGuest::in_folder(&built);

@@ -127,7 +127,7 @@ fn images(options: &GuestOptions, starts_something: bool) -> Result<(PathBuf, Op
 }
 
 /// Opens a file for reading without being held up by what it may be (a FIFO, a terminal).
-fn open(path: &Path) -> Result<File, Failure> {
+fn open(option: &str, path: &Path) -> Result<File, Failure> {
     let flags = rustix::fs::OFlags::NONBLOCK.union(rustix::fs::OFlags::NOCTTY).bits() as i32;
     OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|error| {
         let reason = match error.kind() {
@@ -135,13 +135,13 @@ fn open(path: &Path) -> Result<File, Failure> {
             ErrorKind::PermissionDenied => "you may not read it".to_owned(),
             _ => error.to_string(),
         };
-        Failure::usage(format!("{}: {reason}", path.display()))
+        Failure::usage(format!("{option} {}: {reason}", path.display()))
     })
 }
 
 fn check_file(option: &str, path: &Path) -> Result<File, Failure> {
     let unusable = |reason: &str| Failure::usage(format!("{option} {}: {reason}", path.display()));
-    let file = open(path)?;
+    let file = open(option, path)?;
     let facts = file.metadata().map_err(|error| unusable(&error.to_string()))?;
     if facts.is_dir() {
         return Err(unusable("is a folder"));
@@ -170,7 +170,7 @@ struct Disk {
 
 fn check_disk(path: &Path) -> Result<Disk, Failure> {
     let unusable = |reason: &str| Failure::usage(format!("--disk {}: {reason}", path.display()));
-    let mut file = open(path)?;
+    let mut file = open("--disk", path)?;
     let facts = file.metadata().map_err(|error| unusable(&error.to_string()))?;
     if facts.is_dir() {
         return Err(unusable("is a folder"));

@@ -50,7 +50,10 @@ fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
         terminal::restore();
         let place = panic.location().map_or_else(|| "unknown place".to_owned(), ToString::to_string);
-        let said = panic.payload_as_str().unwrap_or("no message");
+        let payload = panic.payload();
+        let said = payload.downcast_ref::<&str>().copied();
+        let said =
+            said.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
         let said = said.lines().collect::<Vec<_>>().join(" ");
         eprintln!("hindsight: internal error at {place}: {said}; please report this");
         if std::thread::current().name() != Some("main") {

@@ -102,7 +102,9 @@ impl PciBus {
     /// Bytes for the console numbered `n` in order of addition; how many it took.
     pub(crate) fn console_input(&mut self, cx: &mut Cx, n: u32, bytes: &[u8]) -> usize {
         let Some(slot) = self.consoles.get(n as usize) else { return 0 };
-        self.host.act(*slot, cx, |console: &mut VirtioPci<Console>, cx| console.receive(cx, bytes)).unwrap_or(0)
+        self.host
+            .act(*slot, cx, |console: &mut VirtioPci<Console>, cx| console.receive(cx, bytes))
+            .unwrap_or(0)
     }
 
     /// A frame for card `n`; whether it took it.

@@ -1,10 +1,19 @@
 //! What the machine needs of a processor.
 
 use base::Position;
-use cpu::{Bus, Core, CpuState, Flush, Vcpu, deliver};
-
-pub use cpu::Exit;
+use cpu::{Bus, CpuState};
 use devices::ProcessorSignal;
+
+/// Why a processor came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Its position reached the limit or the bus's horizon.
+    Limit,
+    /// It is halted and no interrupt it would take is pending.
+    Halted,
+    /// It shut down after a triple fault.
+    Shutdown,
+}
 
 /// One processor, exact to the instruction.
 pub trait Processor {
@@ -19,36 +28,34 @@ pub trait Processor {
     /// Runs until the position is `limit` or `bus.horizon()` (re-read after each access), or
     /// until it halts or shuts down. Interrupts are taken inside.
     fn run(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit;
-    /// An NMI, INIT or start-up IPI arrives at this boundary. NMIs come only while not blocked.
+    /// An NMI, INIT or start-up IPI arrives at this boundary.
     fn signal(&mut self, bus: &mut dyn Bus, signal: ProcessorSignal);
     /// The state was replaced from outside (restore): whatever was derived from it is stale.
     fn state_replaced(&mut self) {}
 }
 
-impl Processor for Vcpu {
+impl Processor for cpu::Vcpu {
     fn state(&self) -> &CpuState {
-        Vcpu::state(self)
+        self.state()
     }
     fn state_mut(&mut self) -> &mut CpuState {
-        Vcpu::state_mut(self)
+        self.state_mut()
     }
     fn run(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
-        Vcpu::run(self, bus, limit)
+        match self.run(bus, limit) {
+            cpu::Exit::Limit => Exit::Limit,
+            cpu::Exit::Halted => Exit::Halted,
+            cpu::Exit::Shutdown => Exit::Shutdown,
+        }
     }
     fn signal(&mut self, bus: &mut dyn Bus, signal: ProcessorSignal) {
         match signal {
-            ProcessorSignal::Nmi => {
-                let model = self.model().clone();
-                // Changing the state from outside drops everything derived from it, so what the
-                // delivery itself would drop need not be passed on.
-                let mut flush = Flush::default();
-                deliver::nmi(&mut Core::new(Vcpu::state_mut(self), &model, bus, &mut flush));
-            }
+            ProcessorSignal::Nmi => self.nmi(bus),
             ProcessorSignal::Init => {
                 let bootstrap = self.state().apic_id == 0;
-                Vcpu::state_mut(self).init(bootstrap);
+                self.state_mut().init(bootstrap);
             }
-            ProcessorSignal::StartUp { vector } => Vcpu::state_mut(self).start_up(vector),
+            ProcessorSignal::StartUp { vector } => self.state_mut().start_up(vector),
         }
     }
 }

@@ -122,13 +122,13 @@ structure!(SystemMsrs {
     sysenter_eip,
     pat,
     tsc_adjust,
+    spec_ctrl,
+    hwcr,
+    de_cfg,
     misc_enable,
     mtrr_def_type,
     mtrr_fixed,
     mtrr_variable,
-    spec_ctrl,
-    hwcr,
-    de_cfg,
 });
 structure!(CpuState {
     gpr,
@@ -149,11 +149,11 @@ structure!(CpuState {
     cpl,
     activity,
     nmi_blocked,
+    apic_id,
     retired,
     shadow_at,
     msr,
     fpu,
-    apic_id,
 });
 
 impl Field for Fpu {

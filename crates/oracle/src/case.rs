@@ -5,7 +5,7 @@
 //! another instruction) is a [`Link`], so the minimiser can drop instructions and assemble again.
 
 use crate::layout::{Access, Frame, PAGE, Page};
-use crate::state::{Registers, flag};
+use crate::state::Registers;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, GasFormatter, Instruction, Mnemonic};
 use std::fmt;
 
@@ -244,7 +244,8 @@ impl Case {
             _ => true,
         };
         // A 32-bit displacement reaches everything when the instruction pointer has 32 bits.
-        if !reaches && !(link.size == 4 && self.mode == Mode::Compatibility) {
+        let wraps = link.size == 4 && self.mode == Mode::Compatibility;
+        if !reaches && !wraps {
             return Err(AssembleError::OutOfReach(index));
         }
         let (field, size) = (link.field as usize, link.size as usize);
@@ -289,24 +290,6 @@ impl Case {
             undefined |= crate::flags::undefined(&instruction);
         }
         undefined
-    }
-
-    /// Whether the host has to step through the program: the number of instructions retired does
-    /// not follow from the last instruction pointer, or control could reach bytes that are not
-    /// instructions of the case.
-    pub fn needs_stepping(&self) -> bool {
-        let writable_code = self.pages.iter().any(|page| page.access == Access::All);
-        writable_code
-            || self.registers.rflags & flag::TF != 0
-            || self.instructions().any(|instruction| {
-                let flow = !matches!(
-                    instruction.flow_control(),
-                    FlowControl::Next | FlowControl::Interrupt | FlowControl::Exception
-                );
-                let rep = instruction.is_string_instruction()
-                    && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
-                flow || rep || is_popf(instruction.mnemonic())
-            })
     }
 }
 

@@ -337,7 +337,7 @@ impl CpuModel {
                 // XSAVE always stores the x87 pointers; IBPB and IBRS exist and IBRS may stay on;
                 // not subject to speculative store bypass or branch type confusion.
                 ebx: bits(&[2, 12, 14, 16, 19, 26, 29]),
-                ecx: (self.processors - 1).min(255)
+                ecx: self.processors.saturating_sub(1).min(255)
                     | self.processors.next_power_of_two().trailing_zeros() << 12,
                 edx: 0,
             },

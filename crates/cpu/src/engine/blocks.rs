@@ -13,7 +13,9 @@
 //! goes. A block whose guest bytes were written is unlinked from its predecessors and forgotten.
 
 use super::arena::Arena;
+use super::classify::Class;
 use super::hot::{CODE_SLOTS, JUMP_ENTRIES, SETS};
+use iced_x86::Instruction;
 use std::collections::HashMap;
 
 /// The processor mode a block was translated for; which assumptions are wired into it.
@@ -97,6 +99,15 @@ pub struct BlockId(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ExitId(pub u32);
 
+/// Index of a decoded instruction kept for Rust to execute, or [`DecodedId::NONE`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DecodedId(pub u32);
+
+impl DecodedId {
+    /// Not decoded yet.
+    pub const NONE: DecodedId = DecodedId(u32::MAX);
+}
+
 /// The exit index that stands for a host fault.
 pub const HOST_FAULT: u32 = u32::MAX;
 
@@ -140,13 +151,13 @@ impl Block {
 #[derive(Clone, Copy, Debug)]
 pub enum ExitKind {
     /// A TLB miss: the linear address is in the given host register plus displacement.
-    Access { register: u8, displacement: i32, size: u8, write: bool },
+    Access { register: u8, displacement: i32, size: u8, write: bool, decoded: DecodedId },
     /// A direct jump that is not linked: its target, the jump to patch, and what it jumps to now.
     Branch { target: u64, field: u32, stub: u32 },
     /// An indirect jump missed the jump cache; the target is in host R10.
     Indirect,
     /// The instruction is executed by Rust.
-    Interpret,
+    Interpret { decoded: DecodedId },
     /// The budget does not cover the block.
     Expired,
     /// The block's virtual page is not known to hold its page any more.
@@ -175,6 +186,8 @@ struct CodePage {
 pub struct Blocks {
     pub list: Vec<Block>,
     pub exits: Vec<Exit>,
+    /// Instructions that Rust executes; see [`DecodedId`].
+    pub decoded: Vec<(Instruction, Class)>,
     by_key: HashMap<BlockKey, BlockId, BuildMix>,
     pages: HashMap<u64, CodePage, BuildMix>,
     page_ids: HashMap<(u64, u64, Mode), PageId, BuildMix>,
@@ -192,6 +205,7 @@ impl Blocks {
         Self {
             list: Vec::new(),
             exits: Vec::new(),
+            decoded: Vec::new(),
             by_key: HashMap::default(),
             pages: HashMap::default(),
             page_ids: HashMap::default(),
@@ -328,6 +342,7 @@ impl Blocks {
     pub fn clear(&mut self) -> Vec<u64> {
         self.list.clear();
         self.exits.clear();
+        self.decoded.clear();
         self.by_key.clear();
         self.page_ids.clear();
         self.next = self.start;

@@ -27,7 +27,7 @@
 //! ```
 
 use super::asm::{Asm, Fixup32, Mem, Reg, Width};
-use super::blocks::{BlockId, Exit, ExitId, ExitKind, Mode};
+use super::blocks::{BlockId, DecodedId, Exit, ExitId, ExitKind, Mode};
 use super::hot::{Field, code_slot, tlb_slot};
 use super::regs;
 use iced_x86::{Instruction, OpKind, Register};
@@ -134,7 +134,7 @@ impl<'a> Emitter<'a> {
 
     /// Executes this instruction in Rust, inline; translation goes on behind it.
     pub fn interpret(&mut self) {
-        let id = self.exit(ExitKind::Interpret);
+        let id = self.exit(ExitKind::Interpret { decoded: DecodedId::NONE });
         self.leave_with(id);
     }
 
@@ -306,6 +306,7 @@ impl<'a> Emitter<'a> {
             displacement: ea.displacement,
             size: size as u8,
             write,
+            decoded: DecodedId::NONE,
         });
         self.asm.bind8(hit);
     }

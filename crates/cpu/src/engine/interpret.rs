@@ -80,11 +80,27 @@ impl Vcpu {
         instr: &Instruction,
         budget: u64,
     ) -> Result<Done, Faulted> {
-        self.statistics.interpreted += 1;
-        let info = self.info.info(instr).clone();
-        // As if everything were enabled: what is not is checked here, per instruction.
+        let class = self.class_of(instr);
+        self.interpret_as(bus, instr, class, budget)
+    }
+
+    /// How an instruction is executed from Rust.
+    pub(super) fn class_of(&mut self, instr: &Instruction) -> Class {
+        // As if every unit were enabled: what is not is checked at each execution.
         let mode = Mode(self.mode().0 & !Mode::PRECISE.0).with(Mode::FPU).with(Mode::AVX);
-        let class = classify(instr, &info, mode, self.model.level >= Level::V3);
+        let info = self.info.info(instr);
+        classify(instr, info, mode, self.model.level >= Level::V3)
+    }
+
+    /// As [`Self::interpret`], the class being known.
+    pub(super) fn interpret_as(
+        &mut self,
+        bus: &mut dyn Bus,
+        instr: &Instruction,
+        class: Class,
+        budget: u64,
+    ) -> Result<Done, Faulted> {
+        self.statistics.interpreted += 1;
         match class {
             Class::Hint => {
                 self.hot().state.rip = instr.next_ip();

@@ -1,6 +1,7 @@
 //! The run loop: finding and linking blocks, and acting on every reason for leaving them.
 
-use super::blocks::{BlockId, BlockKey, ExitId, ExitKind, HOST_FAULT, Mode};
+use super::blocks::{BlockId, BlockKey, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
+use super::classify::Class;
 use super::hot::{JUMP_ENTRIES, JumpEntry};
 use super::interpret::Faulted;
 use super::regs;
@@ -12,6 +13,7 @@ use crate::walk::{self, Access};
 use crate::{Activity, Bus, debug, deliver};
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
 use memory::Marks;
+use iced_x86::Instruction;
 use x86::{Exception, flags, paging};
 
 /// What to do after an exit was handled.
@@ -304,9 +306,9 @@ impl Vcpu {
             }
             let exit = self.blocks.exits[id.0 as usize];
             let next = match exit.kind {
-                ExitKind::Access { register, displacement, size, write } => {
+                ExitKind::Access { register, displacement, size, write, .. } => {
                     let linear = self.host_register(register).wrapping_add(displacement as i64 as u64);
-                    self.access(bus, mode, exit.block, exit.insn, linear, size as usize, write)
+                    self.access(bus, mode, id, linear, size as usize, write)
                 }
                 ExitKind::Branch { target, .. } => {
                     self.arrive();
@@ -316,9 +318,9 @@ impl Vcpu {
                     self.arrive();
                     self.indirect(bus, mode, exit.block, exit.insn)
                 }
-                ExitKind::Interpret => {
+                ExitKind::Interpret { .. } => {
                     self.arrive_at(exit.block, exit.insn);
-                    self.interpret_in_block(bus, mode, exit.block, exit.insn)
+                    self.interpret_in_block(bus, mode, id)
                 }
                 ExitKind::Expired | ExitKind::PageCheck => {
                     if matches!(exit.kind, ExitKind::Expired) {
@@ -466,12 +468,12 @@ impl Vcpu {
         &mut self,
         bus: &mut dyn Bus,
         mode: Mode,
-        block: BlockId,
-        k: u8,
+        id: ExitId,
         linear: u64,
         size: usize,
         write: bool,
     ) -> Next {
+        let BlockExit { block, insn: k, .. } = self.blocks.exits[id.0 as usize];
         let virt = GuestVirt(linear);
         let crossing = virt.page_offset() + size > PAGE_SIZE;
         if !crossing && (!mode.is64() || paging::is_canonical(linear)) {
@@ -499,14 +501,14 @@ impl Vcpu {
             }
         }
         self.arrive_at(block, k);
-        self.interpret_in_block(bus, mode, block, k)
+        self.interpret_in_block(bus, mode, id)
     }
 
-    /// Executes instruction `k` of a block from Rust and goes on behind it if nothing changed.
-    fn interpret_in_block(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId, k: u8) -> Next {
+    /// Executes the instruction of an exit from Rust and goes on behind it if nothing changed.
+    fn interpret_in_block(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId) -> Next {
         let budget = self.horizon - self.state().retired;
-        let done = match self.fetch(bus) {
-            Ok(instr) => self.interpret(bus, &instr, budget),
+        let done = match self.decoded(bus, mode, id) {
+            Ok((instr, class)) => self.interpret_as(bus, &instr, class, budget),
             Err(exception) => Err(Faulted::from(exception)),
         };
         let retired = match done {
@@ -518,7 +520,42 @@ impl Vcpu {
             }
         };
         self.hot().state.retired += retired;
-        self.resume_after(bus, mode, block, k, retired)
+        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
+        self.resume_after(bus, mode, block, insn, retired)
+    }
+
+    /// The instruction of an exit, decoded and classified once for all its executions.
+    fn decoded(
+        &mut self,
+        bus: &mut dyn Bus,
+        mode: Mode,
+        id: ExitId,
+    ) -> Result<(Instruction, Class), Exception> {
+        let kept = match self.blocks.exits[id.0 as usize].kind {
+            ExitKind::Interpret { decoded } | ExitKind::Access { decoded, .. } => decoded,
+            _ => DecodedId::NONE,
+        };
+        if kept != DecodedId::NONE {
+            return Ok(self.blocks.decoded[kept.0 as usize]);
+        }
+        let instr = self.fetch(bus)?;
+        let class = self.class_of(&instr);
+        let inside = {
+            let b = self.blocks.get(self.blocks.exits[id.0 as usize].block);
+            let start = b.key.phys as usize % PAGE_SIZE + b.insns[self.blocks.exits[id.0 as usize].insn as usize].delta as usize;
+            start + instr.len() <= PAGE_SIZE
+        };
+        // Only what lies in the block's own page is thrown away together with the block; outside
+        // of a flat code segment RIP is not the address the instruction was decoded for.
+        if inside && (mode.is64() || mode.has(Mode::FLAT[1])) {
+            let new = DecodedId(self.blocks.decoded.len() as u32);
+            self.blocks.decoded.push((instr, class));
+            match &mut self.blocks.exits[id.0 as usize].kind {
+                ExitKind::Interpret { decoded } | ExitKind::Access { decoded, .. } => *decoded = new,
+                _ => {}
+            }
+        }
+        Ok((instr, class))
     }
 
     fn resume_after(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId, k: u8, retired: u64) -> Next {

@@ -9,7 +9,7 @@ use super::tlb::Tlb;
 use super::translate::Translator;
 use crate::core::{Core, Flush};
 use crate::fpu::{FpuKind, fpu_available};
-use crate::{Bus, CpuState};
+use crate::{Activity, Bus, CpuState};
 use base::Position;
 use iced_x86::InstructionInfoFactory;
 use x86::control::cr4;
@@ -222,4 +222,15 @@ fn segmentation(state: &CpuState) -> Mode {
         mode = mode.with(Mode::STACK32);
     }
     mode
+}
+
+/// Messages from other processors and the outside.
+impl Vcpu {
+    /// A non-maskable interrupt at this boundary; lost while one is being handled.
+    pub fn nmi(&mut self, bus: &mut dyn Bus) {
+        if !self.state().nmi_blocked && !matches!(self.state().activity, Activity::WaitForSipi) {
+            let mut core = self.core(bus);
+            crate::deliver::nmi(&mut core);
+        }
+    }
 }

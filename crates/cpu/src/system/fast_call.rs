@@ -12,8 +12,9 @@ use x86::{Exception, Segment, SegmentIndex, flags, gpr, paging};
 
 const CS: usize = SegmentIndex::Cs as usize;
 const SS: usize = SegmentIndex::Ss as usize;
-/// RFLAGS bits that SYSRET takes from R11: not RF, VM or reserved ones.
-const SYSRET_FLAGS: u64 = 0x3c_7fd7;
+/// RFLAGS bits that SYSRET takes from R11: not RF, VM or reserved ones. (VIF and VIP are reserved
+/// on a processor without virtual-8086 mode extensions.)
+const SYSRET_FLAGS: u64 = 0x24_7fd7;
 
 /// A flat 4-GByte code segment: execute, read, accessed, present, page-granular.
 fn flat_code(selector: u16, dpl: u16, size_bit: u16) -> Segment {

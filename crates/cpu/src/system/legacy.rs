@@ -72,7 +72,7 @@ fn bound(core: &mut Core, instr: &Instruction) -> Done {
     let at = address(core, instr, 2 * size, false)?;
     let signed = |value: u64| ((value << (64 - 8 * size)) as i64) >> (64 - 8 * size);
     let lower = signed(core.read_uint(at, size, Intent::Explicit)?);
-    let upper = signed(core.read_uint(at + size as u64, size, Intent::Explicit)?);
+    let upper = signed(core.read_uint(at.wrapping_add(size as u64), size, Intent::Explicit)?);
     let index = signed(read_register(core.state, register));
     if index < lower || index > upper { Err(Exception::plain(vector::BR)) } else { Ok(Outcome::NEXT) }
 }
@@ -98,10 +98,9 @@ fn set_rbp(core: &mut Core, size: usize, value: u64) {
 fn enter(core: &mut Core, instr: &Instruction) -> Done {
     let (rsp, rbp) = (core.state.gpr[gpr::RSP], core.state.gpr[gpr::RBP]);
     let size = frame_size(instr.code());
-    enter_frame(core, size, instr.immediate16(), instr.immediate8_2nd() & 31).map_err(|e| {
+    enter_frame(core, size, instr.immediate16(), instr.immediate8_2nd() & 31).inspect_err(|_| {
         core.state.gpr[gpr::RSP] = rsp;
         core.state.gpr[gpr::RBP] = rbp;
-        e
     })
 }
 
@@ -160,7 +159,7 @@ fn byte_flags(value: u8) -> u64 {
     if value == 0 {
         out |= flags::ZF;
     }
-    if value.count_ones() % 2 == 0 {
+    if value.count_ones().is_multiple_of(2) {
         out |= flags::PF;
     }
     out

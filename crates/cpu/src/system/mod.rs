@@ -93,7 +93,8 @@ pub(crate) fn require_code64(core: &Core) -> Result<(), Exception> {
 /// A string instruction does one iteration; use [`string::string`] for more. Fails with the
 /// exception to deliver; instructions no family knows are #UD.
 pub fn execute(core: &mut Core, instr: &Instruction) -> Result<Outcome, Exception> {
-    if instr.has_lock_prefix() && !lockable(instr) {
+    // None of these can be locked. (LOCK MOV CR0 as another name of CR8 is not in the model.)
+    if instr.has_lock_prefix() {
         return Err(Exception::ud());
     }
     let next = next_rip(core, instr);
@@ -102,11 +103,6 @@ pub fn execute(core: &mut Core, instr: &Instruction) -> Result<Outcome, Exceptio
         core.state.rip = next;
     }
     Ok(outcome)
-}
-
-/// AMD processors take LOCK MOV CR0 as MOV CR8; the model does not offer it, so none of ours.
-fn lockable(_instr: &Instruction) -> bool {
-    false
 }
 
 fn dispatch(core: &mut Core, instr: &Instruction) -> Done {

@@ -172,7 +172,7 @@ fn write(core: &mut Core, index: u32, value: u64) -> bool {
 /// A variable-range base (even) or mask (odd).
 fn valid_variable_range(i: usize, value: u64) -> bool {
     let address = (1 << paging::PHYSICAL_BITS) - 0x1000;
-    if i % 2 == 0 {
+    if i.is_multiple_of(2) {
         value & !(address | 0xff) == 0 && is_memory_type(value as u8)
     } else {
         value & !(address | 1 << 11) == 0

@@ -21,7 +21,7 @@ pub(crate) fn check_io(core: &mut Core, port: u16, size: usize) -> Result<(), Ex
     if !tr.present() || tr.kind() & 0xd != 9 || IO_MAP_BASE + 1 > limit {
         return denied;
     }
-    let base = core.read_uint(core.system_linear(tr.base + IO_MAP_BASE), 2, Intent::Implicit)?;
+    let base = core.read_uint(core.system_linear(tr.base.wrapping_add(IO_MAP_BASE)), 2, Intent::Implicit)?;
     let at = base + port as u64 / 8;
     // Two bytes are always read, so the map needs one more byte of ones at its end.
     if at + 1 > limit {

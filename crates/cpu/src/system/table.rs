@@ -123,7 +123,7 @@ fn load_task(core: &mut Core, instr: &Instruction) -> Done {
     let mut descriptor = system_descriptor(core, selector, kinds)?;
     descriptor.segment.attributes |= system_type::TSS_BUSY & !system_type::TSS_AVAILABLE;
     let access = descriptor.segment.attributes as u8;
-    core.write(descriptor.address + 5, &[access], Intent::Implicit)?;
+    core.write(descriptor.address.wrapping_add(5), &[access], Intent::Implicit)?;
     core.state.tr = descriptor.segment;
     Ok(Outcome::NEXT)
 }

@@ -162,7 +162,8 @@ fn xsave(core: &mut Core, instr: &Instruction, form: Form) -> Done {
         area[YMM_HIGH_AT + 16 * i..YMM_HIGH_AT + 16 * (i + 1)].copy_from_slice(&ymm[16..]);
     }
     let count = vector_registers(core);
-    let mut store = |from: usize, to: usize| core.write(at + from as u64, &area[from..to], Intent::Explicit);
+    let mut store =
+        |from: usize, to: usize| core.write(at.wrapping_add(from as u64), &area[from..to], Intent::Explicit);
     if saved & xcr0::X87 != 0 {
         store(0, MXCSR_AT)?;
         store(ST_AT, XMM_AT)?;
@@ -185,7 +186,7 @@ fn xsave(core: &mut Core, instr: &Instruction, form: Form) -> Done {
 }
 
 fn store_header(core: &mut Core, at: u64, form: Form, rfbm: u64, in_use: u64) -> Result<(), Exception> {
-    let header = at + HEADER_AT as u64;
+    let header = at.wrapping_add(HEADER_AT as u64);
     if form == Form::Compacted {
         let mut fields = [0; 16];
         fields[..8].copy_from_slice(&(rfbm & in_use).to_le_bytes());

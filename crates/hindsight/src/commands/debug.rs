@@ -14,13 +14,14 @@ use std::sync::atomic::AtomicBool;
 
 /// `hindsight debug`
 pub fn debug(options: &Debug) -> Result<u8, Failure> {
+    let listen = options.listen.as_deref().map(parse_address).transpose()?;
     let recording = Library::of_user()?.find(options.recording.as_deref())?;
     if let Some(symbols) = &options.symbols {
         let cannot = |error| Failure::usage(format!("--symbols {}: {error}", symbols.display()));
         std::fs::File::open(symbols).map_err(cannot)?;
     }
-    match &options.listen {
-        Some(address) => serve(options, &recording, &parse_address(address)?),
+    match listen {
+        Some(listen) => serve(options, &recording, &listen),
         None => start_gdb(options, &recording),
     }
 }

@@ -37,10 +37,11 @@ pub fn record(options: &Record) -> Result<u8, Failure> {
         // A folder in which nothing was recorded is not left behind; one with something is kept.
         let _ = std::fs::remove_dir(&folder);
     })?;
-    if !host.json && seat != Seat::Pipe {
+    let status = live.end(&outcome, plan.job.is_some(), host.json, figures)?;
+    if !host.json {
         eprintln!("hindsight: recorded {} ({} bytes)", folder.display(), library::bytes(&folder));
     }
-    live.end(&outcome, plan.job.is_some(), host.json, figures)
+    Ok(status)
 }
 
 /// `hindsight replay`

@@ -110,11 +110,7 @@ pub struct Board {
 
 impl Board {
     /// A board at power-on. Bytes and frames that leave it go to `out`.
-    pub fn new(
-        config: &BoardConfig,
-        pci: PciBus,
-        out: Box<dyn Outside + Send>,
-    ) -> Result<Self, BoardError> {
+    pub fn new(config: &BoardConfig, pci: PciBus, out: Box<dyn Outside + Send>) -> Result<Self, BoardError> {
         if !(1..=BoardConfig::CPUS_MAX).contains(&config.cpus) {
             return Err(BoardError::Cpus(config.cpus));
         }
@@ -256,28 +252,27 @@ impl Board {
     /// Lets an input in that has passed the gate. How much of it was taken: bytes, or 0 and 1.
     pub fn admit(&mut self, admitted: &Admitted) -> usize {
         let at = admitted.event().at.position;
-        let taken = match &admitted.event().input {
-            Input::Serial { port, bytes } => self.on(at, Slot::Serial(*port), |chipset, cx| {
-                chipset.serial.get_mut(*port as usize).map_or(0, |uart| uart.receive(cx, bytes))
-            }),
-            Input::Console { port, bytes } => self.on(at, Slot::Pci, |chipset, cx| {
-                chipset.pci.console_input(cx, *port, bytes)
-            }),
-            Input::Frame { card, bytes } => self.on(at, Slot::Pci, |chipset, cx| {
-                usize::from(chipset.pci.frame_input(cx, *card, bytes))
-            }),
-            Input::Key { scan_code } => {
-                self.on(at, Slot::Keyboard, |chipset, cx| usize::from(chipset.keyboard.key(cx, scan_code)))
-            }
-            Input::PowerButton => self.on(at, Slot::AcpiPm, |chipset, cx| {
-                chipset.pm.press_power_button(cx);
-                1
-            }),
-            Input::Clock(correction) => {
-                self.correct_clock(at, *correction);
-                1
-            }
-        };
+        let taken =
+            match &admitted.event().input {
+                Input::Serial { port, bytes } => self.on(at, Slot::Serial(*port), |chipset, cx| {
+                    chipset.serial.get_mut(*port as usize).map_or(0, |uart| uart.receive(cx, bytes))
+                }),
+                Input::Console { port, bytes } => {
+                    self.on(at, Slot::Pci, |chipset, cx| chipset.pci.console_input(cx, *port, bytes))
+                }
+                Input::Frame { card, bytes } => self
+                    .on(at, Slot::Pci, |chipset, cx| usize::from(chipset.pci.frame_input(cx, *card, bytes))),
+                Input::Key { scan_code } => self
+                    .on(at, Slot::Keyboard, |chipset, cx| usize::from(chipset.keyboard.key(cx, scan_code))),
+                Input::PowerButton => self.on(at, Slot::AcpiPm, |chipset, cx| {
+                    chipset.pm.press_power_button(cx);
+                    1
+                }),
+                Input::Clock(correction) => {
+                    self.correct_clock(at, *correction);
+                    1
+                }
+            };
         self.tick(at);
         taken
     }

@@ -171,7 +171,8 @@ pub fn craft(entry: &Entry, mode: Mode, operand: &Operand, reg: Option<u8>, dice
         vex(shape, mode, reg, high, dice, &mut bytes);
     } else {
         rex(shape, mode, reg, high, dice, &mut bytes);
-        bytes.extend(&[&[][..], &[0x0f], &[0x0f, 0x38], &[0x0f, 0x3a]][shape.map as usize][..]);
+        let escapes = [&[][..], &[0x0f], &[0x0f, 0x38], &[0x0f, 0x3a]];
+        bytes.extend_from_slice(escapes[shape.map as usize]);
     }
     let mut opcode = shape.opcode;
     if shape.low_register {

@@ -102,7 +102,7 @@ impl<'a> Generator<'a> {
         let compatible = dice.percent(options.compatibility_percent);
         let mode = if compatible { Mode::Compatibility } else { Mode::Long };
         let low = mode == Mode::Long && dice.percent(12);
-        let writable_code = dice.percent(8);
+        let writable_code = dice.percent(5);
         let index_vectors = [(); 3].map(|()| dice.below(mode.registers()));
         let registers = setup::registers(&mut dice, mode, low, &index_vectors);
         let tracker = Tracker::new(mode, &registers.gpr);
@@ -130,6 +130,9 @@ impl<'a> Generator<'a> {
                 break;
             }
             self.step();
+        }
+        if self.items.is_empty() {
+            return None;
         }
         self.settle_links();
         let length = self.items.iter().map(|item| item.bytes.len()).sum();

@@ -7,8 +7,8 @@ use super::entry::{
     CONTEXT_FLAGS, CS_COMPATIBILITY, CS_LONG, DATA_SEGMENT, GPR_SLOT, UserContext, breakpoint_address, enter,
     handler_address,
 };
-use super::slot::{RAN, RUNAWAY, Request, STRAYED, Shared, Slot};
-use crate::STEP_LIMIT;
+use super::slot::{BY_STEPS, NOT, RAN, Request, Shared, Slot};
+use super::trace::{Last, Tracer};
 use crate::layout::{Access, FRAMES, Frame, PAGE};
 use crate::outcome::vector;
 use crate::state::{FXSAVE, Registers, canonical_x87, flag};
@@ -36,6 +36,8 @@ struct Child {
     /// The context every case is entered through, and its extended state.
     context: *mut UserContext,
     extended: *mut u8,
+    /// The context of the last signal.
+    last: *const UserContext,
 }
 
 /// The child's whole life.
@@ -90,6 +92,7 @@ impl Child {
                 access: [Access::Read as u8; FRAMES],
                 context,
                 extended: ptr::null_mut(),
+                last: ptr::null(),
             };
             child.fetch_frame(stack)?;
             // 32-bit code needs data segments; 64-bit code does not care.
@@ -171,19 +174,42 @@ impl Child {
             for frame in Frame::ALL {
                 self.protect(frame, slot.request.access[frame as usize]);
             }
-            slot.reply.retired = 0;
-            slot.reply.visited = 0;
-            if slot.request.stepped != 0 {
-                self.fill_pages(slot);
-                slot.reply.status = self.step(slot);
-                if slot.reply.status != RAN {
-                    return;
+            let mut trace = slot.request.trace;
+            loop {
+                let traced = if trace == NOT {
+                    None
+                } else {
+                    self.fill_pages(slot);
+                    let tracer = Tracer::new(slot, self.alias, trace == BY_STEPS);
+                    self.load(&slot.request.registers, slot.request.start, selector(&slot.request));
+                    let Tracer { status, retired, visited, last, .. } = tracer.run(self.context);
+                    (slot.reply.status, slot.reply.retired, slot.reply.visited) = (status, retired, visited);
+                    if status != RAN {
+                        return;
+                    }
+                    Some(last)
+                };
+                self.run_freely(slot);
+                // A program that has seen a planted breakpoint may have gone another way.
+                let same = traced.is_none_or(|last| last == Last::of(&*self.last));
+                if same || trace == BY_STEPS {
+                    break;
                 }
+                trace = BY_STEPS;
             }
+            self.collect_pages(slot);
+        }
+    }
+
+    /// The run that counts: nothing in the way.
+    unsafe fn run_freely(&mut self, slot: &mut Slot) {
+        // SAFETY: as for `run`.
+        unsafe {
             self.fill_pages(slot);
             let request = &slot.request;
             self.load(&request.registers, request.start, selector(request));
             let seen = enter(self.context, request.registers.fs_base, request.registers.gs_base);
+            self.last = seen;
             save(&mut slot.reply.registers, &*seen);
             slot.reply.registers.fs_base = request.registers.fs_base;
             slot.reply.registers.gs_base = request.registers.gs_base;
@@ -192,82 +218,7 @@ impl Child {
             slot.reply.error_code = (*seen).error_code as u32;
             slot.reply.cr2 = (*seen).cr2;
             slot.reply.status = RAN;
-            self.collect_pages(slot);
         }
-    }
-
-    /// Runs the case with the trap flag on: counts, and looks at every instruction before it runs.
-    unsafe fn step(&mut self, slot: &mut Slot) -> u32 {
-        // SAFETY: as for `run`; the frame handed back by `enter` is complete and may be re-entered.
-        unsafe {
-            let request = &slot.request;
-            let (fs, gs) = (request.registers.fs_base, request.registers.gs_base);
-            self.load(&request.registers, request.start, selector(request));
-            let mut guest_trap = request.registers.rflags & flag::TF != 0;
-            let mut current = Some(0);
-            let mut context = self.context;
-            loop {
-                if let Some(item) = current
-                    && item < request.items as usize
-                {
-                    slot.reply.visited |= 1 << item;
-                }
-                (*context).rflags |= flag::TF;
-                context = enter(context, fs, gs);
-                if (*context).vector != u64::from(vector::DB) {
-                    return RAN;
-                }
-                slot.reply.retired += 1;
-                if guest_trap {
-                    return RAN;
-                }
-                if slot.reply.retired > STEP_LIMIT {
-                    return RUNAWAY;
-                }
-                match current {
-                    Some(item) if request.pushf >> item & 1 != 0 => hide_trap_flag(request, &*context),
-                    Some(item) if request.popf >> item & 1 != 0 => {
-                        guest_trap = (*context).rflags & flag::TF != 0;
-                    }
-                    _ => {}
-                }
-                match self.locate(slot, (*context).rip) {
-                    Ok(item) => current = item,
-                    Err(()) => return STRAYED,
-                }
-            }
-        }
-    }
-
-    /// Which item `rip` is the start of; `None` where nothing can be executed (the fetch faults).
-    unsafe fn locate(&self, slot: &Slot, rip: u64) -> Result<Option<usize>, ()> {
-        let request = &slot.request;
-        let executable = Frame::containing(rip).is_some_and(|frame| {
-            let access = request.access[frame as usize];
-            access == Access::ReadExecute as u8 || access == Access::All as u8
-        });
-        if !executable {
-            return Ok(None);
-        }
-        let count = request.items as usize;
-        let offset = rip.wrapping_sub(request.start);
-        let item = (0..=count).find(|&item| u64::from(request.offsets[item]) == offset).ok_or(())?;
-        let length = if item == count { 1 } else { request.offsets[item + 1] - request.offsets[item] };
-        let (patch, patched) = request.patched[item];
-        for byte in 0..u64::from(length) {
-            let Some(at) = frame_offset(rip + byte) else { continue };
-            if request.access[at / PAGE] == 0 {
-                continue;
-            }
-            let expected = slot.pages[at / PAGE][at % PAGE];
-            // SAFETY: `alias` holds all frames one after another, and `at` lies in one.
-            let now = unsafe { *self.alias.add(at) };
-            let may_differ = (u64::from(patch)..u64::from(patch) + u64::from(patched)).contains(&byte);
-            if now != expected && !may_differ {
-                return Err(());
-            }
-        }
-        Ok(Some(item))
     }
 
     unsafe fn protect(&mut self, frame: Frame, access: u8) {
@@ -344,9 +295,7 @@ impl Child {
 
 /// Takes registers from the context of a signal.
 unsafe fn save(registers: &mut Registers, context: &UserContext) {
-    for register in 0..16 {
-        registers.gpr[register] = context.gpr[GPR_SLOT[register]];
-    }
+    registers.gpr = GPR_SLOT.map(|slot| context.gpr[slot]);
     registers.rflags = context.rflags & !flag::RF;
     let image = context.extended;
     // SAFETY: the kernel's frame holds an XSAVE image in standard form.
@@ -374,21 +323,6 @@ unsafe fn save(registers: &mut Registers, context: &UserContext) {
 
 fn selector(request: &Request) -> u16 {
     if request.bits == 32 { CS_COMPATIBILITY } else { CS_LONG }
-}
-
-/// Clears TF in the flags image a stepped PUSHF has just pushed: only the stepping set it.
-unsafe fn hide_trap_flag(request: &Request, context: &UserContext) {
-    let mask = if request.bits == 32 { u64::from(u32::MAX) } else { u64::MAX };
-    let at = (context.gpr[GPR_SLOT[4]] & mask).wrapping_add(1);
-    if Frame::containing(at).is_some() {
-        // SAFETY: PUSHF has just written there without a fault.
-        unsafe { *(at as *mut u8) &= !1 }
-    }
-}
-
-/// Offset of `address` in the run of all frames.
-fn frame_offset(address: u64) -> Option<usize> {
-    Frame::containing(address).map(|frame| frame as usize * PAGE + (address as usize & (PAGE - 1)))
 }
 
 /// Maps every frame at its address, and all of them writable in a row.

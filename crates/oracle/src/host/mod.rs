@@ -2,20 +2,21 @@
 //!
 //! The child has nothing mapped where a case's addresses could lead except the case's own pages,
 //! and it runs only code whose every instruction the generator has vetted (nothing that makes a
-//! system call or reads what is not the program's own); the file `child.rs` tells how a program
-//! whose control flow or stores could reach other bytes
-//! is stepped first.
+//! system call or reads what is not the program's own); the file `trace.rs` tells how a program
+//! is watched whose control flow or stores could reach other bytes.
 
 mod child;
 mod entry;
 mod slot;
+mod trace;
 
 use crate::case::{Case, Mode, is_popf, is_pushf};
 use crate::executor::Executor;
-use crate::layout::Frame;
+use crate::layout::{Access, Frame};
 use crate::outcome::{Discard, Ending, Fault, Outcome, vector};
-use crate::state::Registers;
-use slot::{RUNAWAY, Reply, Request, SLOTS, STRAYED, Shared};
+use crate::state::{Registers, flag};
+use iced_x86::{FlowControl, Instruction};
+use slot::{BY_RUNS, BY_STEPS, NOT, RUNAWAY, Reply, Request, SLOTS, STRAYED, Shared};
 use std::io;
 use std::mem::size_of;
 use std::ptr;
@@ -157,12 +158,9 @@ impl HostExecutor {
             // SAFETY: our pipe; a dead child shows in the reply. SIGPIPE is ignored by Rust's runtime.
             unsafe { libc::write(self.requests, count.as_ptr().cast(), 4) };
             let answered = self.await_reply().is_some();
-            // SAFETY: mapped; when the child hangs we only read how far it has come.
-            let finished = if answered {
-                cases.len()
-            } else {
-                unsafe { (*self.shared).progress.load(Ordering::Relaxed) as usize }
-            };
+            // SAFETY: mapped; a child that hangs still tells how far it has come.
+            let progress = unsafe { (*self.shared).progress.load(Ordering::Relaxed) as usize };
+            let finished = if answered { cases.len() } else { progress };
             for (index, case) in cases[..finished].iter().enumerate() {
                 // SAFETY: the child is through with this slot.
                 outcomes.push(unsafe { read_slot(&(*self.shared).slots[index], case) });
@@ -270,14 +268,43 @@ fn fill_slot(slot: &mut slot::Slot, case: &Case) {
         request.offsets[index] = (address - case.start) as u16;
     }
     request.patched = [(0, 0); _];
-    (request.pushf, request.popf) = (0, 0);
-    request.stepped = u32::from(case.needs_stepping());
-    if request.stepped != 0 {
-        for (index, instruction) in case.instructions().enumerate() {
-            request.patched[index] = case.items[index].patched.unwrap_or((0, 0));
-            request.pushf |= u64::from(is_pushf(instruction.mnemonic())) << index;
-            request.popf |= u64::from(is_popf(instruction.mnemonic())) << index;
+    request.trace = trace_of(case, request);
+}
+
+/// How closely the case must be watched; fills in what that takes.
+fn trace_of(case: &Case, request: &mut Request) -> u32 {
+    (request.pushf, request.popf, request.stepped, request.rep) = (0, 0, 0, [0; _]);
+    let writable_code = case.pages().iter().any(|page| page.access == Access::All);
+    let mut trace = if case.registers.rflags & flag::TF != 0 { BY_RUNS } else { NOT };
+    for (index, instruction) in case.instructions().enumerate() {
+        let (popf, pushf) = (is_popf(instruction.mnemonic()), is_pushf(instruction.mnemonic()));
+        let straight = matches!(
+            instruction.flow_control(),
+            FlowControl::Next | FlowControl::Interrupt | FlowControl::Exception
+        );
+        request.patched[index] = case.items[index].patched.unwrap_or((0, 0));
+        request.pushf |= u64::from(pushf) << index;
+        request.popf |= u64::from(popf) << index;
+        request.stepped |= u64::from(popf || !straight) << index;
+        request.rep[index] = rep_counter(&instruction, &case.items[index].bytes, case.mode);
+        if popf || !straight || request.rep[index] != 0 {
+            trace = BY_RUNS;
         }
+    }
+    if writable_code { BY_STEPS } else { trace }
+}
+
+/// Bits of the counter of a REP-prefixed string instruction: its address size; 0 for others.
+fn rep_counter(instruction: &Instruction, bytes: &[u8], mode: Mode) -> u8 {
+    let rep = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    if !rep || !instruction.is_string_instruction() {
+        return 0;
+    }
+    let opcode = bytes.len() - 1;
+    match (mode, bytes[..opcode].contains(&0x67)) {
+        (Mode::Long, false) => 64,
+        (Mode::Long, true) | (Mode::Compatibility, false) => 32,
+        (Mode::Compatibility, true) => 16,
     }
 }
 
@@ -300,7 +327,7 @@ fn read_slot(slot: &slot::Slot, case: &Case) -> Outcome {
         error_code: if has_error_code(reply.vector) { reply.error_code } else { 0 },
         cr2: if page_fault { reply.cr2 } else { 0 },
     };
-    let (retired, visited) = if slot.request.stepped != 0 {
+    let (retired, visited) = if slot.request.trace != NOT {
         (reply.retired, reply.visited)
     } else {
         count_by_rip(case, &fault, reply.rip)

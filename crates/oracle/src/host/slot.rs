@@ -27,8 +27,8 @@ pub struct Request {
     pub end: u64,
     /// 64 or 32.
     pub bits: u32,
-    /// Whether to step first.
-    pub stepped: u32,
+    /// How instructions are counted and control flow is watched: one of the constants below.
+    pub trace: u32,
     /// Number of items.
     pub items: u32,
     /// Per frame: an [`crate::layout::Access`] as a number, or 0 for not mapped.
@@ -41,7 +41,18 @@ pub struct Request {
     pub pushf: u64,
     /// Bit *i*: item *i* is a POPF.
     pub popf: u64,
+    /// Bit *i*: item *i* is a branch or a POPF; what comes after it is known only once it has run.
+    pub stepped: u64,
+    /// Per item: bits of the counter of a REP-prefixed string instruction, 0 for others.
+    pub rep: [u8; ITEMS],
 }
+
+/// `Request::trace`: nothing to watch; the last instruction pointer tells all.
+pub const NOT: u32 = 0;
+/// `Request::trace`: run up to each branch, step it, go on where it went.
+pub const BY_RUNS: u32 = 1;
+/// `Request::trace`: step every instruction.
+pub const BY_STEPS: u32 = 2;
 
 /// What became of it.
 #[repr(C)]

@@ -1,0 +1,308 @@
+//! The thread that writes checkpoints, and gives up old ones.
+
+use super::map::{ABSENT, PageMap, PageNumber, Seen};
+use super::record::{MapChange, Record, State, changes_between, in_order};
+use super::store::{Squeezed, Store, ZERO};
+use super::{Book, Checkpoint, Draft, Options, PAGE_BYTES, Page, Shared, thin};
+use crate::chunk::{ChunkAppender, Head, LogKind};
+use crate::error::Stopped;
+use crate::id::{Digest, RecordingId};
+use crate::{Error, FileSource, folder};
+use base::Position;
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, PoisonError};
+
+/// How many draft buffers are kept for use again, and how large they may be.
+const SPARE_MAX: usize = 2;
+const SPARE_BYTES_MAX: usize = 256 << 20;
+
+pub(super) struct Job {
+    pub(super) id: u64,
+    pub(super) draft: Draft,
+    pub(super) state: Vec<u8>,
+}
+
+impl Job {
+    const THIN: u64 = u64::MAX;
+
+    /// A request to thin; its budget travels as the position.
+    pub(super) fn thin(budget_bytes: u64) -> Self {
+        let at = Position::from_count(budget_bytes);
+        let draft = Draft { at, parent: None, places: Vec::new(), bytes: Vec::new() };
+        Self { id: Self::THIN, draft, state: Vec::new() }
+    }
+}
+
+pub(super) struct Worker {
+    pub(super) folder: PathBuf,
+    pub(super) id: RecordingId,
+    pub(super) options: Options,
+    pub(super) generation: u32,
+    pub(super) pages: ChunkAppender,
+    pub(super) log: ChunkAppender,
+    /// Ids whose records are in the log.
+    pub(super) written: BTreeSet<u64>,
+    /// The last one written, which the next draft usually builds on.
+    pub(super) recent: Option<Arc<Checkpoint>>,
+    /// Thin again only beyond this many bytes.
+    pub(super) thin_above: u64,
+}
+
+type Failure = (PathBuf, io::Error);
+
+impl Worker {
+    pub(super) fn path(&self) -> &Path {
+        self.log.path()
+    }
+
+    pub(super) fn run(&mut self, shared: &Shared, jobs: &Receiver<Job>) {
+        while let Ok(job) = jobs.recv() {
+            let failed = shared.progress().error.is_some();
+            let result = match job {
+                _ if failed => Ok(()),
+                Job { id: Job::THIN, draft, .. } => self.thin(shared, draft.at.count()),
+                job => self.write(shared, job),
+            };
+            let mut progress = shared.progress();
+            progress.done += 1;
+            if let Err((path, e)) = result {
+                let flushed = self.recent.as_ref().map_or(Position::START, |c| c.at);
+                progress.error = Some(Stopped { path, why: e.to_string(), kind: e.kind(), flushed });
+            }
+            drop(progress);
+            shared.settled.notify_all();
+        }
+        let synced = self.pages.sync().and_then(|()| self.log.sync());
+        if let Err(e) = synced {
+            let mut progress = shared.progress();
+            let stopped = Stopped {
+                path: self.path().to_owned(),
+                why: e.to_string(),
+                kind: e.kind(),
+                flushed: Position::START,
+            };
+            progress.error.get_or_insert(stopped);
+        }
+    }
+
+    fn write(&mut self, shared: &Shared, job: Job) -> Result<(), Failure> {
+        let Job { id, draft, state } = job;
+        let parent = match draft.parent {
+            None => None,
+            Some(parent) => match self.recent.clone().filter(|c| c.id == parent) {
+                Some(recent) => Some(recent),
+                // A parent that was lost takes its children with it: they can be made again.
+                None => match shared.read().find(parent) {
+                    None => return Ok(()),
+                    found => found,
+                },
+            },
+        };
+        let before = self.pages.end() + self.log.end();
+        let pages_failed = |e| (self.pages.path().to_owned(), e);
+        let (numbers, new) = squeeze(&shared.read().store, &draft).map_err(pages_failed)?;
+        let state = State::squeeze(&state).map_err(pages_failed)?;
+        let fresh = {
+            let path = self.pages.path().to_owned();
+            let mut book = shared.write();
+            book.store.append(&mut self.pages, draft.at, &new).map_err(|e| (path, e))?
+        };
+        let mut numbers = numbers.into_iter().map(|slot| match slot {
+            Slot::Known(number) => number,
+            Slot::New(place) => fresh[place],
+        });
+        let mut number = |present| if present { numbers.next().unwrap_or(ABSENT) } else { ABSENT };
+        let changes = in_order(draft.places.iter().map(|&(s, i, present)| (s, i, number(present))));
+        let mut map = parent.as_ref().map_or_else(PageMap::default, |parent| parent.map.clone());
+        for &(space, index, page) in &changes {
+            if map.get(space, index) != page {
+                map.set(space, index, page);
+            }
+        }
+        let mut checkpoint =
+            Checkpoint { id, at: draft.at, map, state, changed_pages: changes.len() as u64, bytes: 0 };
+        let on_disk = parent.or(self.recent.clone()).filter(|c| self.written.contains(&c.id));
+        self.append_record(&shared.read().store, &checkpoint, on_disk.as_deref())?;
+        checkpoint.bytes = self.pages.end() + self.log.end() - before;
+        let checkpoint = Arc::new(checkpoint);
+        self.recent = Some(checkpoint.clone());
+        let total = {
+            let mut book = shared.write();
+            book.insert(checkpoint);
+            book.issued.retain(|weak| weak.strong_count() > 0);
+            book.log_bytes = self.log.end();
+            book.store.bytes + book.log_bytes
+        };
+        recycle(shared, draft.bytes);
+        if total > self.thin_above {
+            self.thin(shared, self.options.budget_bytes / 10 * 6)?;
+        }
+        Ok(())
+    }
+
+    fn append_record(
+        &mut self,
+        store: &Store,
+        checkpoint: &Checkpoint,
+        parent: Option<&Checkpoint>,
+    ) -> Result<(), Failure> {
+        let nothing = PageMap::default();
+        let changes: Vec<MapChange> =
+            changes_between(parent.map_or(&nothing, |parent| &parent.map), &checkpoint.map);
+        let record = Record {
+            id: checkpoint.id,
+            parent: parent.map(|parent| parent.id),
+            store_chunks: store.chunks,
+            store_seal: store.seal,
+            state: checkpoint.state.clone(),
+            changes,
+        };
+        let raw = record.encode();
+        let path = self.log.path().to_owned();
+        self.log.append(checkpoint.at, checkpoint.at, &raw, true).map_err(|e| (path, e))?;
+        self.written.insert(checkpoint.id);
+        Ok(())
+    }
+
+    /// Gives up checkpoints until the rest fits, and rewrites both files without what only they
+    /// needed. The new log names the new store; renaming it is the moment at which both change.
+    fn thin(&mut self, shared: &Shared, target_bytes: u64) -> Result<(), Failure> {
+        let mut keep = shared.read().list.values().cloned().collect::<Vec<_>>();
+        let before = keep.len();
+        while keep.len() > 2 && live_bytes(&shared.read(), &keep) > target_bytes {
+            let positions: Vec<Position> = keep.iter().map(|c| c.at).collect();
+            let victims: BTreeSet<usize> =
+                thin::victims(&positions, (keep.len() / 8).max(1)).into_iter().collect();
+            let mut index = 0;
+            keep.retain(|_| (!victims.contains(&index), index += 1).0);
+        }
+        let total = shared.read().store.bytes + self.log.end();
+        if keep.len() < before || total > target_bytes {
+            let kept: BTreeSet<u64> = keep.iter().map(|c| c.id).collect();
+            shared.write().list.retain(|(_, id), _| kept.contains(id));
+            self.rewrite(shared, &keep)?;
+        }
+        let total = shared.read().store.bytes + self.log.end();
+        self.thin_above = self.options.budget_bytes.max(total + total / 2);
+        Ok(())
+    }
+
+    fn rewrite(&mut self, shared: &Shared, keep: &[Arc<Checkpoint>]) -> Result<(), Failure> {
+        let old = self.pages.path().to_owned();
+        let generation = self.generation + 1;
+        let pages_path = self.folder.join(folder::pages(generation));
+        let log_path = self.folder.join(folder::CHECKPOINTS);
+        let new_log_path = self.folder.join("checkpoints.log.new");
+        // Leftovers of a process that was killed here.
+        let _ = std::fs::remove_file(&pages_path);
+        let _ = std::fs::remove_file(&new_log_path);
+        let create = |kind, path: &Path| {
+            ChunkAppender::create(path, Head { kind, id: self.id, generation })
+                .map_err(|e| (path.to_owned(), e))
+        };
+        let mut pages = create(LogKind::Pages, &pages_path)?;
+        let log = create(LogKind::Checkpoints, &new_log_path)?;
+        let store = copy_live(&shared.read(), keep, &mut pages).map_err(|e| (pages_path.clone(), e))?;
+        let old_log = std::mem::replace(&mut self.log, log);
+        let old_pages = std::mem::replace(&mut self.pages, pages);
+        let old_written = std::mem::take(&mut self.written);
+        let mut previous: Option<&Checkpoint> = None;
+        let mut result = Ok(());
+        for checkpoint in keep {
+            result = result.and_then(|()| self.append_record(&store, checkpoint, previous));
+            previous = Some(checkpoint);
+        }
+        let renamed = result.and_then(|()| {
+            let done = self.pages.sync().and_then(|()| self.log.sync());
+            done.and_then(|()| std::fs::rename(&new_log_path, &log_path)).map_err(|e| (log_path.clone(), e))
+        });
+        if let Err(e) = renamed {
+            (self.log, self.pages, self.written) = (old_log, old_pages, old_written);
+            let _ = std::fs::remove_file(&pages_path);
+            let _ = std::fs::remove_file(&new_log_path);
+            return Err(e);
+        }
+        self.log.renamed(log_path);
+        self.generation = generation;
+        let mut book = shared.write();
+        book.log_bytes = self.log.end();
+        book.store = store;
+        drop(book);
+        let _ = std::fs::remove_file(old);
+        Ok(())
+    }
+}
+
+/// What a page of a draft becomes.
+enum Slot {
+    Known(PageNumber),
+    /// Its place among the new pages.
+    New(usize),
+}
+
+/// Finds which pages of a draft are new, and compresses those, without holding anything up.
+fn squeeze(store: &Store, draft: &Draft) -> io::Result<(Vec<Slot>, Vec<Squeezed>)> {
+    let mut new = Vec::new();
+    let mut among_new: HashMap<Digest, usize> = HashMap::new();
+    let mut slots = Vec::with_capacity(draft.places.len());
+    for page in draft.bytes.chunks_exact(PAGE_BYTES) {
+        let page: &Page = page.try_into().expect("a whole page");
+        if page.iter().all(|&b| b == 0) {
+            slots.push(Slot::Known(ZERO));
+            continue;
+        }
+        let id = Digest::of(page);
+        if let Some(number) = store.find(id) {
+            slots.push(Slot::Known(number));
+        } else if let Some(&place) = among_new.get(&id) {
+            slots.push(Slot::New(place));
+        } else {
+            among_new.insert(id, new.len());
+            slots.push(Slot::New(new.len()));
+            new.push(Squeezed::new(id, page)?);
+        }
+    }
+    Ok((slots, new))
+}
+
+/// Every page that a kept checkpoint, or one that somebody holds, needs.
+fn live_pages(book: &Book, keep: &[Arc<Checkpoint>], held: bool) -> BTreeSet<PageNumber> {
+    let mut live = BTreeSet::new();
+    let mut seen = Seen::default();
+    let held: Vec<Arc<Checkpoint>> =
+        if held { book.issued.iter().filter_map(std::sync::Weak::upgrade).collect() } else { Vec::new() };
+    for checkpoint in keep.iter().chain(&held) {
+        checkpoint.map.mark(&mut seen, &mut |page| {
+            live.insert(page);
+        });
+    }
+    live.remove(&ZERO);
+    live
+}
+
+fn live_bytes(book: &Book, keep: &[Arc<Checkpoint>]) -> u64 {
+    let pages: u64 = live_pages(book, keep, false).into_iter().map(|page| book.store.cost(page)).sum();
+    pages + keep.iter().map(|c| c.state.stored_len()).sum::<u64>()
+}
+
+fn copy_live(book: &Book, keep: &[Arc<Checkpoint>], log: &mut ChunkAppender) -> io::Result<Store> {
+    let source = FileSource::open(log.path()).map_err(io::Error::other)?;
+    let mut store = Store::empty(Arc::new(source), log);
+    let live: Vec<PageNumber> = live_pages(book, keep, true).into_iter().collect();
+    for group in live.chunks(1024) {
+        let pages: Result<Vec<Squeezed>, Error> = group.iter().map(|&page| book.store.raw(page)).collect();
+        store.append(log, Position::START, &pages.map_err(io::Error::other)?)?;
+    }
+    Ok(store)
+}
+
+fn recycle(shared: &Shared, mut buffer: Vec<u8>) {
+    buffer.clear();
+    let mut spare = shared.spare.lock().unwrap_or_else(PoisonError::into_inner);
+    if spare.len() < SPARE_MAX && buffer.capacity() <= SPARE_BYTES_MAX {
+        spare.push(buffer);
+    }
+}

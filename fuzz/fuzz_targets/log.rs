@@ -1,0 +1,6 @@
+//! See [`recording::probe::log`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = recording::probe::log(bytes);
+});

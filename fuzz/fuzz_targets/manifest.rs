@@ -1,0 +1,6 @@
+//! See [`recording::probe::manifest`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = recording::probe::manifest(bytes);
+});
