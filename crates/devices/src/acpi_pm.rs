@@ -19,8 +19,10 @@ mod pm1 {
     pub const TIMER: u16 = 1 << 0;
     pub const GLOBAL: u16 = 1 << 5;
     pub const POWER_BUTTON: u16 = 1 << 8;
+    /// The RTC's alarm as a wake event: can be enabled, but nothing here sleeps, so it never shows.
+    pub const RTC: u16 = 1 << 10;
     /// Enable bits that exist.
-    pub const ENABLES: u16 = TIMER | GLOBAL | POWER_BUTTON;
+    pub const ENABLES: u16 = TIMER | GLOBAL | POWER_BUTTON | RTC;
     pub const SCI_EN: u16 = 1 << 0;
     pub const SLEEP_ENABLE: u16 = 1 << 13;
 }

@@ -14,12 +14,13 @@ mod gate;
 pub mod layout;
 mod machine;
 mod memory_hash;
+pub mod pci;
 mod processor;
 pub mod processor_state;
 #[cfg(test)]
 mod testing;
 
-pub use board::{Board, BoardConfig, BoardError, BoardState, Ending, PciBus};
+pub use board::{Board, BoardConfig, BoardError, BoardState, Ending};
 pub use clock::{Clock, Idle, Rate, RateError};
 pub use console::PanicLine;
 pub use gate::{
@@ -27,4 +28,5 @@ pub use gate::{
 };
 pub use machine::{Machine, MachineConfig, MachineState, RestoreError, StateHash, Stop};
 pub use memory_hash::MemoryHash;
+pub use pci::{PciBus, PciFull};
 pub use processor::{Exit, Processor};

@@ -5,16 +5,18 @@
 //! one position the order is fixed: deadlines first, then inputs, then instructions or idling.
 
 use crate::acpi::{self, AcpiConfig};
-use crate::board::{Board, BoardConfig, BoardError, BoardState, Ending, PciBus};
+use crate::board::{Board, BoardConfig, BoardError, BoardState, Ending};
 use crate::boot::{BootError, linux};
 use crate::clock::Idle;
 use crate::gate::{Admitted, Gate, GateError, Input, Moment};
 use crate::memory_hash::MemoryHash;
+use crate::pci::PciBus;
 use crate::processor::{Exit, Processor};
 use crate::processor_state::{self, ProcessorStateError};
 use base::{GuestTime, Position};
 use cpu::{Activity, Bus};
-use devices::{Outside, StateError};
+use devices::{Outside, ProcessorSignal, StateError};
+use disk::DiskError;
 use serde::{Deserialize, Serialize};
 
 /// How often guest time may jump at one position before the caller gets a turn.
@@ -65,6 +67,8 @@ pub struct MachineState {
     pub processor: Vec<u8>,
     /// Devices and clock.
     pub board: BoardState,
+    /// An NMI arrived while NMIs were blocked.
+    pub nmi_held: bool,
 }
 
 /// A saved state this machine cannot take on.
@@ -107,6 +111,8 @@ pub struct Machine<P> {
     processor: P,
     gate: Gate,
     memory_hash: MemoryHash,
+    /// An NMI waits for the processor to return from the one before.
+    nmi_held: bool,
 }
 
 impl<P: Processor> Machine<P> {
@@ -114,13 +120,13 @@ impl<P: Processor> Machine<P> {
     pub fn new(
         config: MachineConfig,
         processor: P,
-        pci: Option<Box<dyn PciBus>>,
+        pci: PciBus,
         gate: Gate,
         out: Box<dyn Outside + Send>,
     ) -> Result<Self, BoardError> {
         let board = Board::new(&config.board, pci, out)?;
         let memory_hash = MemoryHash::new(board.memory());
-        Ok(Self { config, board, processor, gate, memory_hash })
+        Ok(Self { config, board, processor, gate, memory_hash, nmi_held: false })
     }
 
     /// Puts a Linux guest into memory and the processor at its entry, as a boot loader after
@@ -244,6 +250,10 @@ impl<P: Processor> Machine<P> {
         // A moment later at this same position is reached by idling only; a processor that turns
         // out not to idle has to go on.
         let here = self.position();
+        if self.nmi_held {
+            // NMIs are unblocked by an IRET, which nothing else would stop after.
+            return here.after(1);
+        }
         let past = |moment: Moment| if moment.position > here { moment.position } else { here.after(1) };
         self.gate.next().map_or(Position::NEVER, past).min(past(limit))
     }
@@ -265,7 +275,14 @@ impl<P: Processor> Machine<P> {
 
     fn pass_signals(&mut self) {
         for (_cpu, signal) in self.board.take_signals() {
-            self.processor.signal(&mut self.board, signal);
+            match signal {
+                ProcessorSignal::Nmi => self.nmi_held = true,
+                other => self.processor.signal(&mut self.board, other),
+            }
+        }
+        if self.nmi_held && !self.processor.state().nmi_blocked {
+            self.nmi_held = false;
+            self.processor.signal(&mut self.board, ProcessorSignal::Nmi);
         }
     }
 
@@ -311,7 +328,11 @@ impl<P: Processor> Machine<P> {
 
     /// The state of devices, processor and clock.
     pub fn save(&self) -> MachineState {
-        MachineState { processor: processor_state::encode(self.processor.state()), board: self.board.save() }
+        MachineState {
+            processor: processor_state::encode(self.processor.state()),
+            board: self.board.save(),
+            nmi_held: self.nmi_held,
+        }
     }
 
     /// Takes on a saved state; RAM is the caller's to restore. After an error the machine must not
@@ -320,6 +341,7 @@ impl<P: Processor> Machine<P> {
         processor_state::decode(self.processor.state_mut(), &state.processor)?;
         self.processor.state_replaced();
         self.board.restore(&state.board)?;
+        self.nmi_held = state.nmi_held;
         Ok(())
     }
 
@@ -328,15 +350,24 @@ impl<P: Processor> Machine<P> {
         self.memory_hash.take_changed(self.board.memory_mut())
     }
 
-    /// The hash of the whole state. Costs as much as was written since the last one.
-    pub fn state_hash(&mut self) -> StateHash {
+    /// The hash of the whole state, disks included. Costs as much as was written since the last one.
+    ///
+    /// # Errors
+    /// When the host cannot read back what the guest wrote to a disk.
+    pub fn state_hash(&mut self) -> Result<StateHash, DiskError> {
         let state = self.save();
-        let board = postcard::to_stdvec(&state.board).expect("plain data");
-        StateHash {
-            registers: *blake3::hash(&state.processor).as_bytes(),
-            devices: *blake3::hash(&board).as_bytes(),
-            memory: self.memory_hash.hash(self.board.memory_mut()),
+        let board = postcard::to_stdvec(&(&state.board, state.nmi_held)).expect("plain data");
+        let mut devices = blake3::Hasher::new();
+        devices.update(&board);
+        let pci = self.board.pci();
+        for disk in (0..pci.disks()).filter_map(|n| pci.disk(n)) {
+            devices.update(disk.hash()?.as_bytes());
         }
+        Ok(StateHash {
+            registers: *blake3::hash(&state.processor).as_bytes(),
+            devices: *devices.finalize().as_bytes(),
+            memory: self.memory_hash.hash(self.board.memory_mut()),
+        })
     }
 }
 

@@ -32,6 +32,7 @@ pub(crate) fn blank_state() -> CpuState {
         shadow_at: u64::MAX,
         msr: SystemMsrs::default(),
         fpu: Fpu { ymm: [[0; 32]; 16], x87: [0; 512], mxcsr: 0x1f80 },
+        apic_id: 0,
     }
 }
 

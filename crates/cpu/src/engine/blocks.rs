@@ -41,6 +41,13 @@ impl Mode {
     /// A debugger or the guest's debug registers want every access to be executed precisely.
     pub const PRECISE: Mode = Mode(1 << 15);
 
+    /// CPL 0.
+    pub const RING0: Mode = Mode(1 << 16);
+    /// CR4.SMAP is set.
+    pub const SMAP: Mode = Mode(1 << 17);
+    /// RDTSC does not fault at CPL 3 (CR4.TSD clear).
+    pub const USER_TSC: Mode = Mode(1 << 18);
+
     /// A mode with only its code size, 16, 32 or 64.
     pub const fn of_bits(bits: u32) -> Mode {
         Mode(match bits {
@@ -153,7 +160,7 @@ pub enum ExitKind {
     /// A TLB miss: the linear address is in the given host register plus displacement.
     Access { register: u8, displacement: i32, size: u8, write: bool, decoded: DecodedId },
     /// A direct jump that is not linked: its target, the jump to patch, and what it jumps to now.
-    Branch { target: u64, field: u32, stub: u32 },
+    Branch { target: u64, mode: Mode, field: u32, stub: u32 },
     /// An indirect jump missed the jump cache; the target is in host R10.
     Indirect,
     /// The instruction is executed by Rust.

@@ -53,6 +53,7 @@ enum StubKind {
     /// A direct jump; for side exits, how many uncounted instructions to give back.
     Branch {
         target: u64,
+        mode: Mode,
         give_back: u8,
     },
 }
@@ -122,14 +123,21 @@ impl<'a> Emitter<'a> {
 
     /// `jmp` to a guest address of this block's address space, linked later.
     pub fn jump_to(&mut self, target: u64) {
+        self.jump_to_mode(target, self.mode);
+    }
+
+    /// The same, where the code is to be translated for another mode.
+    pub fn jump_to_mode(&mut self, target: u64, mode: Mode) {
         let from = self.asm.jmp_forward();
-        self.stubs.push(Stub { from, insn: self.insn, kind: StubKind::Branch { target, give_back: 0 } });
+        let kind = StubKind::Branch { target, mode, give_back: 0 };
+        self.stubs.push(Stub { from, insn: self.insn, kind });
     }
 
     /// `jcc` likewise; `give_back` instructions of the block will not have run.
     pub fn branch_to(&mut self, condition: u8, target: u64, give_back: u8) {
         let from = self.asm.jcc_forward(condition);
-        self.stubs.push(Stub { from, insn: self.insn, kind: StubKind::Branch { target, give_back } });
+        let kind = StubKind::Branch { target, mode: self.mode, give_back };
+        self.stubs.push(Stub { from, insn: self.insn, kind });
     }
 
     /// Executes this instruction in Rust, inline; translation goes on behind it.
@@ -162,7 +170,7 @@ impl<'a> Emitter<'a> {
                     let id = self.exit_for(stub.insn, kind);
                     self.leave_with(id);
                 }
-                StubKind::Branch { target, give_back } => {
+                StubKind::Branch { target, mode, give_back } => {
                     let mut field = self.asm.field(stub.from);
                     if give_back > 0 {
                         let back = give_back as i32 * regs::UNIT as i32;
@@ -172,7 +180,8 @@ impl<'a> Emitter<'a> {
                         field = self.asm.field(jump);
                     }
                     let stub_address = self.asm.here();
-                    let id = self.exit_for(stub.insn, ExitKind::Branch { target, field, stub: stub_address });
+                    let id = self
+                        .exit_for(stub.insn, ExitKind::Branch { target, mode, field, stub: stub_address });
                     self.leave_with(id);
                 }
             }

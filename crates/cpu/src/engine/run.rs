@@ -2,7 +2,7 @@
 
 use super::blocks::{BlockId, BlockKey, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
 use super::classify::Class;
-use super::hot::{JUMP_ENTRIES, JumpEntry};
+use super::hot::{Hot, JUMP_ENTRIES, JumpEntry};
 use super::interpret::Faulted;
 use super::regs;
 use super::signals::{self, Running};
@@ -12,8 +12,8 @@ use super::vcpu::{Exit, Vcpu};
 use crate::walk::{self, Access};
 use crate::{Activity, Bus, debug, deliver};
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
-use memory::Marks;
 use iced_x86::Instruction;
+use memory::Marks;
 use x86::{Exception, flags, paging};
 
 /// What to do after an exit was handled.
@@ -67,7 +67,7 @@ impl Vcpu {
             }
             let mode = self.mode();
             self.tlb.enter_mode(&self.arena, mode);
-            let left = (horizon - self.state().retired).min(regs::BUDGET_MAX);
+            let left = (horizon - self.state().retired).min(self.stretch());
             self.horizon = self.state().retired + left;
             match self.block_at_rip(bus, mode, regs::MAX_BLOCK) {
                 Ok(Some(block)) => self.execute(bus, mode, block),
@@ -108,14 +108,21 @@ impl Vcpu {
         self.tlb.follow_epoch(&self.arena, bus.ram());
     }
 
+    /// Drops code or translations now and then, and ends the coming stretch early.
     fn make_chaos(&mut self, bus: &mut dyn Bus) {
         let Some(seed) = &mut self.chaos else { return };
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        match *seed >> 56 {
+        let dice = *seed >> 33;
+        match dice % 4096 {
             0 => self.drop_code(bus),
-            1..=15 => self.tlb.clear_all(&self.arena, bus.ram()),
+            1..=63 => self.tlb.clear_all(&self.arena, bus.ram()),
             _ => {}
         }
+    }
+
+    /// The longest stretch until the loop is next entered.
+    fn stretch(&self) -> u64 {
+        self.chaos.map_or(regs::BUDGET_MAX, |seed| 1 + (seed >> 40) % 20_000)
     }
 
     fn apply_flush(&mut self, bus: &mut dyn Bus) {
@@ -283,22 +290,28 @@ impl Vcpu {
         self.statistics.exits += 1;
         let hot = self.hot();
         hot.target = address as u64;
-        hot.flags = hot.state.rflags & flags::STATUS | flags::FIXED;
+        spread_flags(hot);
         // SAFETY: the thunk follows the C calling convention and saves what it must; translated
         // code touches only the arena and guest pages behind TLB entries.
         let enter: extern "C" fn() = unsafe { std::mem::transmute(self.thunks.enter as usize) };
         enter();
         let hot = self.hot();
-        hot.state.rflags = hot.state.rflags & !flags::STATUS | hot.flags & flags::STATUS;
+        gather_flags(hot);
+        if hot.sti_budget != 0 {
+            let left = regs::decode_budget(hot.sti_budget) + hot.sti_rest as i64;
+            hot.state.shadow_at = self.horizon.wrapping_sub(left as u64);
+            hot.sti_budget = 0;
+        }
         ExitId(hot.exit as u32)
     }
 
     /// Runs translated code from `block` until something needs the loop.
-    fn execute(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId) {
+    fn execute(&mut self, bus: &mut dyn Bus, mut mode: Mode, block: BlockId) {
         self.load_x87();
         self.hot().budget = regs::encode_budget(self.horizon - self.state().retired);
         let mut address = self.blocks.get(block).checked;
         loop {
+            self.prepare_entry(bus);
             let id = self.enter(address);
             if id == ExitId(HOST_FAULT) {
                 self.host_fault(bus);
@@ -310,8 +323,12 @@ impl Vcpu {
                     let linear = self.host_register(register).wrapping_add(displacement as i64 as u64);
                     self.access(bus, mode, id, linear, size as usize, write)
                 }
-                ExitKind::Branch { target, .. } => {
+                ExitKind::Branch { target, mode: to, .. } => {
                     self.arrive();
+                    if to != mode {
+                        mode = to;
+                        self.tlb.enter_mode(&self.arena, mode);
+                    }
                     self.branch(bus, mode, id, target)
                 }
                 ExitKind::Indirect => {
@@ -337,6 +354,20 @@ impl Vcpu {
                 Next::Loop => return,
             }
         }
+    }
+
+    /// Tells translated code what it may not ask the bus itself.
+    fn prepare_entry(&mut self, bus: &mut dyn Bus) {
+        let horizon = self.horizon;
+        let hot = self.hot();
+        hot.pending = bus.interrupt_pending() as u32;
+        let offset = bus.tsc_offset();
+        hot.tsc_linear = offset.is_some() as u32;
+        hot.tsc_base = offset
+            .unwrap_or(0)
+            .wrapping_add(hot.state.msr.tsc_adjust)
+            .wrapping_add(horizon)
+            .wrapping_add(regs::MAX_BLOCK);
     }
 
     /// At a block boundary: the count is what the budget says.
@@ -387,7 +418,7 @@ impl Vcpu {
     /// one; `None` when the loop must take over.
     fn follow(&mut self, bus: &mut dyn Bus, mode: Mode) -> Option<(BlockId, bool)> {
         let left = self.horizon - self.state().retired;
-        if left == 0 || self.chaos.is_some() {
+        if left == 0 {
             return None;
         }
         let mut limit = regs::MAX_BLOCK;
@@ -542,7 +573,8 @@ impl Vcpu {
         let class = self.class_of(&instr);
         let inside = {
             let b = self.blocks.get(self.blocks.exits[id.0 as usize].block);
-            let start = b.key.phys as usize % PAGE_SIZE + b.insns[self.blocks.exits[id.0 as usize].insn as usize].delta as usize;
+            let start = b.key.phys as usize % PAGE_SIZE
+                + b.insns[self.blocks.exits[id.0 as usize].insn as usize].delta as usize;
             start + instr.len() <= PAGE_SIZE
         };
         // Only what lies in the block's own page is thrown away together with the block; outside
@@ -561,7 +593,6 @@ impl Vcpu {
     fn resume_after(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId, k: u8, retired: u64) -> Next {
         let quiet = self.flush.is_empty()
             && !bus.ram().is_disturbed()
-            && self.chaos.is_none()
             && self.state().activity == Activity::Running
             && !bus.interrupt_pending()
             && bus.horizon().count() >= self.horizon
@@ -589,4 +620,25 @@ impl Vcpu {
         self.load_x87();
         Next::Enter(host)
     }
+}
+
+/// The flags that translated code keeps apart from the rest; see `privileged`.
+const APART: u64 = flags::STATUS | flags::IF | flags::DF | flags::AC;
+
+fn spread_flags(hot: &mut Hot) {
+    let rflags = hot.state.rflags;
+    hot.flags = rflags & flags::STATUS | flags::FIXED;
+    hot.interrupts = (rflags & flags::IF != 0) as u32;
+    hot.direction = (rflags & flags::DF != 0) as u32;
+    hot.alignment = (rflags & flags::AC != 0) as u32;
+    hot.other_flags = (rflags & !(APART | flags::RF | flags::VM)) as u32;
+}
+
+fn gather_flags(hot: &mut Hot) {
+    let bit = |word: u32, flag: u64| if word != 0 { flag } else { 0 };
+    hot.state.rflags = hot.state.rflags & !APART
+        | hot.flags & flags::STATUS
+        | bit(hot.interrupts, flags::IF)
+        | bit(hot.direction, flags::DF)
+        | bit(hot.alignment, flags::AC);
 }

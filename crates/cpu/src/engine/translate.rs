@@ -12,8 +12,9 @@ use super::classify::{Class, classify};
 use super::emit::{Emitter, guest_of};
 use super::hot::Field;
 use super::plain::Rewriter;
+use super::privileged;
 use super::regs;
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, OpKind};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 use x86::gpr;
 
 /// Guest instructions of a block, decoded and classified.
@@ -125,6 +126,7 @@ impl Translator {
                 | Class::JumpIndirect
                 | Class::CallIndirect
                 | Class::InterpretAndLeave => true,
+                Class::Interpret => matches!(instr.mnemonic(), Mnemonic::Stac | Mnemonic::Clac),
                 Class::Conditional => instr.near_branch_target() <= instr.ip(),
                 _ => false,
             };
@@ -164,6 +166,9 @@ impl Translator {
                 Ok(())
             }
             Class::Interpret | Class::InterpretAndLeave => {
+                if let Some(ends) = privileged::emit(e, instr, e.insn + rest + 1) {
+                    return !ends;
+                }
                 e.interpret();
                 return d.class == Class::Interpret;
             }

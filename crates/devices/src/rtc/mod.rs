@@ -117,7 +117,7 @@ impl Rtc {
 
     fn encode(&self, value: i64) -> u8 {
         let value = value as u8;
-        if self.b() & bit::BINARY != 0 { value } else { value / 10 << 4 | value % 10 }
+        if self.b() & bit::BINARY != 0 { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn decode(&self, value: u8) -> i64 {
@@ -189,7 +189,7 @@ impl Rtc {
     fn period(&self) -> Option<u64> {
         match self.fields.cmos[usize::from(register::A)] & 15 {
             0 => None,
-            rate @ 1..=2 => Some(SECOND * 1 / (256 >> (rate - 1))),
+            rate @ 1..=2 => Some(SECOND / (256 >> (rate - 1))),
             rate => Some((SECOND << (rate - 1)) / 32_768),
         }
     }

@@ -1,26 +1,11 @@
 //! The devices of the board, by name and by slot.
 
 use crate::board::BoardConfig;
+use crate::pci::PciBus;
 use devices::{
-    AcpiPm, Cx, DebugConsole, DebugExit, Device, FastReset, Hpet, I8042, I8254, I8259Pair, IoApic, LocalApic,
+    AcpiPm, DebugConsole, DebugExit, Device, FastReset, Hpet, I8042, I8254, I8259Pair, IoApic, LocalApic,
     Pvpanic, ResetControl, Rtc, Uart,
 };
-
-/// The PCI host bridge with everything behind it, as the board sees it.
-///
-/// As a [`Device`] its blocks are: 0 the ports from 0xcf8 (by offset), 1 ECAM (by offset), 2 memory
-/// BARs (by guest physical address), 3 I/O BARs (by port). Its interrupt lines INTA to INTD are GSI
-/// 16 to 19.
-pub trait PciBus: Device + Send {
-    /// Bytes for virtio console `port`; how many it took.
-    fn console_input(&mut self, cx: &mut Cx, port: u32, bytes: &[u8]) -> usize;
-    /// A frame for network card `card`; whether it took it.
-    fn frame_input(&mut self, cx: &mut Cx, card: u32, frame: &[u8]) -> bool;
-    /// Why the machine cannot go on, when the host's storage failed it.
-    fn failure(&self) -> Option<String> {
-        None
-    }
-}
 
 /// A device of the board. The order is that in which deadlines at one moment expire and states are
 /// saved: it is part of the machine's definition.
@@ -58,11 +43,11 @@ pub(super) struct Chipset {
     pub pvpanic: Pvpanic,
     pub debug_console: Option<DebugConsole>,
     pub debug_exit: Option<DebugExit>,
-    pub pci: Option<Box<dyn PciBus>>,
+    pub pci: PciBus,
 }
 
 impl Chipset {
-    pub fn new(config: &BoardConfig, pci: Option<Box<dyn PciBus>>) -> Self {
+    pub fn new(config: &BoardConfig, pci: PciBus) -> Self {
         Self {
             lapics: (0..config.cpus).map(LocalApic::new).collect(),
             ioapic: IoApic::new(),
@@ -108,7 +93,7 @@ impl Chipset {
             Slot::Pvpanic => &self.pvpanic,
             Slot::DebugConsole => self.debug_console.as_ref()?,
             Slot::DebugExit => self.debug_exit.as_ref()?,
-            Slot::Pci => self.pci.as_deref().map(|pci| pci as &dyn Device)?,
+            Slot::Pci => self.pci.device(),
         })
     }
 
@@ -128,7 +113,7 @@ impl Chipset {
             Slot::Pvpanic => &mut self.pvpanic,
             Slot::DebugConsole => self.debug_console.as_mut()?,
             Slot::DebugExit => self.debug_exit.as_mut()?,
-            Slot::Pci => self.pci.as_deref_mut().map(|pci| pci as &mut dyn Device)?,
+            Slot::Pci => self.pci.device_mut(),
         })
     }
 

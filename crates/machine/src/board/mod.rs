@@ -16,15 +16,15 @@ mod tests;
 use crate::clock::{Clock, Rate};
 use crate::gate::{Admitted, ClockCorrection, Input};
 use crate::layout;
+use crate::pci::PciBus;
 use base::{GuestPhys, GuestTime, Position};
 use chipset::{Chipset, Slot};
 use cpu::Bus;
 use deadlines::Deadlines;
-use devices::{Cx, IrqSink, Outside, ProcessorSignal, UnixTime};
+use devices::{Cx, IrqSink, Outside, ProcessorSignal, Uart, UnixTime};
 use memory::{Ram, RamError};
 use std::ops::Range;
 
-pub use chipset::PciBus;
 pub use state::BoardState;
 
 /// What a board is made of.
@@ -110,11 +110,7 @@ pub struct Board {
 
 impl Board {
     /// A board at power-on. Bytes and frames that leave it go to `out`.
-    pub fn new(
-        config: &BoardConfig,
-        pci: Option<Box<dyn PciBus>>,
-        out: Box<dyn Outside + Send>,
-    ) -> Result<Self, BoardError> {
+    pub fn new(config: &BoardConfig, pci: PciBus, out: Box<dyn Outside + Send>) -> Result<Self, BoardError> {
         if !(1..=BoardConfig::CPUS_MAX).contains(&config.cpus) {
             return Err(BoardError::Cpus(config.cpus));
         }
@@ -196,7 +192,27 @@ impl Board {
 
     /// Why the machine cannot go on, when the host failed one of its devices.
     pub fn failure(&self) -> Option<String> {
-        self.chipset.pci.as_ref().and_then(|pci| pci.failure())
+        self.chipset.pci.failure()
+    }
+
+    /// The PCI bus.
+    pub fn pci(&self) -> &PciBus {
+        &self.chipset.pci
+    }
+
+    /// The PCI bus, to take disks to a snapshot.
+    pub fn pci_mut(&mut self) -> &mut PciBus {
+        &mut self.chipset.pci
+    }
+
+    /// How many bytes of input a serial port would take now.
+    pub fn serial_room(&self, port: u32) -> usize {
+        self.chipset.serial.get(port as usize).map_or(0, Uart::room)
+    }
+
+    /// How many bytes of input a virtio console would take now.
+    pub fn console_room(&self, console: u32) -> usize {
+        self.chipset.pci.console_room(console)
     }
 
     /// The guest time of the earliest deadline.
@@ -236,28 +252,27 @@ impl Board {
     /// Lets an input in that has passed the gate. How much of it was taken: bytes, or 0 and 1.
     pub fn admit(&mut self, admitted: &Admitted) -> usize {
         let at = admitted.event().at.position;
-        let taken = match &admitted.event().input {
-            Input::Serial { port, bytes } => self.on(at, Slot::Serial(*port), |chipset, cx| {
-                chipset.serial.get_mut(*port as usize).map_or(0, |uart| uart.receive(cx, bytes))
-            }),
-            Input::Console { port, bytes } => self.on(at, Slot::Pci, |chipset, cx| {
-                chipset.pci.as_mut().map_or(0, |pci| pci.console_input(cx, *port, bytes))
-            }),
-            Input::Frame { card, bytes } => self.on(at, Slot::Pci, |chipset, cx| {
-                chipset.pci.as_mut().map_or(0, |pci| usize::from(pci.frame_input(cx, *card, bytes)))
-            }),
-            Input::Key { scan_code } => {
-                self.on(at, Slot::Keyboard, |chipset, cx| usize::from(chipset.keyboard.key(cx, scan_code)))
-            }
-            Input::PowerButton => self.on(at, Slot::AcpiPm, |chipset, cx| {
-                chipset.pm.press_power_button(cx);
-                1
-            }),
-            Input::Clock(correction) => {
-                self.correct_clock(at, *correction);
-                1
-            }
-        };
+        let taken =
+            match &admitted.event().input {
+                Input::Serial { port, bytes } => self.on(at, Slot::Serial(*port), |chipset, cx| {
+                    chipset.serial.get_mut(*port as usize).map_or(0, |uart| uart.receive(cx, bytes))
+                }),
+                Input::Console { port, bytes } => {
+                    self.on(at, Slot::Pci, |chipset, cx| chipset.pci.console_input(cx, *port, bytes))
+                }
+                Input::Frame { card, bytes } => self
+                    .on(at, Slot::Pci, |chipset, cx| usize::from(chipset.pci.frame_input(cx, *card, bytes))),
+                Input::Key { scan_code } => self
+                    .on(at, Slot::Keyboard, |chipset, cx| usize::from(chipset.keyboard.key(cx, scan_code))),
+                Input::PowerButton => self.on(at, Slot::AcpiPm, |chipset, cx| {
+                    chipset.pm.press_power_button(cx);
+                    1
+                }),
+                Input::Clock(correction) => {
+                    self.correct_clock(at, *correction);
+                    1
+                }
+            };
         self.tick(at);
         taken
     }
@@ -416,6 +431,10 @@ impl Bus for Board {
 
     fn tsc(&mut self, at: Position) -> u64 {
         self.clock.time_at(at).ticks(devices::TSC_HZ)
+    }
+
+    fn tsc_offset(&self) -> Option<u64> {
+        self.clock.offset_ns().filter(|_| devices::TSC_HZ == 1_000_000_000)
     }
 
     fn read_cr8(&mut self) -> u64 {
