@@ -1,8 +1,8 @@
 //! What translated code reads and writes directly, at fixed addresses in the arena.
 //!
 //! All tables are flushed by zeroing, so zero must never match. That holds because a slot's index
-//! is part of what it is compared with; only slot 0 could match the zero tag of page (or target)
-//! zero, and gets a value belonging to another slot instead.
+//! is part of what it is compared with; the slots that could match the zero tag of page (or target)
+//! zero get a value belonging to another slot instead.
 
 use crate::CpuState;
 use std::mem::offset_of;
@@ -151,9 +151,14 @@ impl Field {
     pub const JUMP: u32 = offset_of!(ModeSet, jump) as u32;
 }
 
-/// The tag of an entry that matches nothing; also right for every slot but 0 when zeroed.
+/// The tag of an entry that matches nothing.
+///
+/// Zero does for every slot but two: an access matches it whose *last* byte lies on page zero, so
+/// slot 0, of that page, and the last slot, of the page at the end of the address space, from which
+/// an access can run over into page zero. They get the tag of page two, which only accesses that
+/// begin on pages one and two can match, and those look at other slots.
 pub const fn empty_tag(slot: usize) -> u64 {
-    if slot == 0 { (0x1000u64).wrapping_neg() } else { 0 }
+    if slot == 0 || slot == TLB_ENTRIES - 1 { 0x2000_u64.wrapping_neg() } else { 0 }
 }
 
 /// The slot of a virtual page in a data TLB.

@@ -313,8 +313,10 @@ impl Tlb {
         let tables = &mut hot.sets[set];
         tables.read.fill(0);
         tables.write.fill(0);
-        tables.read[0] = empty_tag(0);
-        tables.write[0] = empty_tag(0);
+        for slot in [0, TLB_ENTRIES - 1] {
+            tables.read[slot] = empty_tag(slot);
+            tables.write[slot] = empty_tag(slot);
+        }
         tables.code_page.fill(0);
     }
 }

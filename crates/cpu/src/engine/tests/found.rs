@@ -1,0 +1,44 @@
+//! What random programs found, each as the smallest program that shows it.
+
+use super::*;
+
+/// An IDT whose gate for `vector` leads to a HLT at `STACK`; R15 then points to the frame pushed.
+fn catch(g: &mut Guest, vector: u64) {
+    const IDT: u64 = 0x4_0000;
+    let low = STACK & 0xffff | 8 << 16 | 0x8e00 << 32 | (STACK >> 16 & 0xffff) << 48;
+    assert!(g.board.ram.write_u64(GuestPhys(IDT + 16 * vector), low));
+    assert!(g.board.ram.write(GuestPhys(STACK), &[0xf4]));
+    let s = g.cpu.state_mut();
+    s.idtr.base = IDT;
+    s.idtr.limit = 0xfff;
+    let present = Segment { base: 0, limit: u32::MAX, attributes: 0xa09b, selector: 8 };
+    assert!(g.board.ram.write_u64(GuestPhys(0x5_0008), 0x00af_9b00_0000_ffff));
+    s.gdtr.base = 0x5_0000;
+    s.gdtr.limit = 0xf;
+    s.seg[1] = present;
+}
+
+#[test]
+fn an_access_that_wraps_around_the_address_space_misses_the_empty_tlb() {
+    let mut g = Guest::program(|a| {
+        a.mov(rbx, -2i64 as u64).unwrap();
+        a.mov(eax, dword_ptr(rbx)).unwrap();
+        a.hlt().unwrap();
+    });
+    catch(&mut g, 14);
+    assert_eq!(g.run(), Exit::Halted);
+    assert_eq!((g.cpu.state().rip, g.cpu.state().cr2), (STACK + 1, -2i64 as u64));
+}
+
+#[test]
+fn an_access_that_runs_over_from_page_zero_misses_the_empty_tlb() {
+    let mut g = Guest::program(|a| {
+        a.mov(ebx, 0xffe).unwrap();
+        a.mov(dword_ptr(rbx), 0x1122_3344).unwrap();
+        a.mov(eax, dword_ptr(rbx)).unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(g.run(), Exit::Halted);
+    assert_eq!(g.reg(gpr::RAX), 0x1122_3344);
+    assert_eq!(g.board.ram.read_array(GuestPhys(0xffe)), Some(0x1122_3344u32.to_le_bytes()));
+}
