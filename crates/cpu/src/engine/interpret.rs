@@ -3,7 +3,7 @@
 use super::blocks::Mode;
 use super::classify::{Class, classify};
 use super::flow;
-use super::translate::decoder_options;
+use super::translate::{decode_next, decoder_options};
 use super::vcpu::Vcpu;
 use super::x87;
 use crate::Bus;
@@ -69,7 +69,9 @@ impl Vcpu {
     }
 
     fn decode(&self, bytes: &[u8]) -> Instruction {
-        Decoder::with_ip(self.state().code_bits(), bytes, self.state().rip, decoder_options()).decode()
+        let mut decoder =
+            Decoder::with_ip(self.state().code_bits(), bytes, self.state().rip, decoder_options());
+        decode_next(&mut decoder, bytes)
     }
 
     /// Executes `instr`, which is at RIP, with at most `budget` (at least 1) retirements; RIP

@@ -14,7 +14,7 @@ use super::hot::Field;
 use super::plain::Rewriter;
 use super::privileged;
 use super::regs;
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use x86::gpr;
 
 /// Guest instructions of a block, decoded and classified.
@@ -106,7 +106,7 @@ impl Translator {
         let mut decoder = Decoder::with_ip(key.mode.bits(), bytes, key.virt, decoder_options());
         while self.decoded.len() < key.limit as usize {
             let start = decoder.position();
-            let instr = decoder.decode();
+            let instr = decode_next(&mut decoder, bytes);
             let crossing = instr.is_invalid() && bytes.len() - start < 15;
             if crossing && !self.decoded.is_empty() {
                 return;
@@ -179,6 +179,34 @@ impl Translator {
         }
         true
     }
+}
+
+/// Decodes the next instruction of `bytes`, which are the decoder's.
+///
+/// F3 90 is PAUSE, but with REX.B before the opcode processors execute XCHG with R8, which iced
+/// does not know.
+pub fn decode_next(decoder: &mut Decoder, bytes: &[u8]) -> Instruction {
+    let start = decoder.position();
+    let instr = decoder.decode();
+    let own = &bytes[start..decoder.position()];
+    if instr.code() != Code::Pause || own.len() < 3 || decoder.bitness() != 64 {
+        return instr;
+    }
+    let rex = own[own.len() - 2];
+    if rex & 0xf1 != 0x41 {
+        return instr;
+    }
+    let (code, r8, rax) = if rex & 8 != 0 {
+        (Code::Xchg_r64_RAX, Register::R8, Register::RAX)
+    } else if own.contains(&0x66) {
+        (Code::Xchg_r16_AX, Register::R8W, Register::AX)
+    } else {
+        (Code::Xchg_r32_EAX, Register::R8D, Register::EAX)
+    };
+    let mut exchange = Instruction::with2(code, r8, rax).expect("two registers of one size");
+    exchange.set_len(instr.len());
+    exchange.set_next_ip(instr.next_ip());
+    exchange
 }
 
 /// Options of every decoder of ours.
