@@ -185,7 +185,7 @@ pub fn classify(instr: &Instruction, info: &InstructionInfo, mode: Mode, v3: boo
         | Mnemonic::Prefetch
         | Mnemonic::Reservednop => return Class::Hint,
         Mnemonic::Lea => return Class::Lea,
-        Mnemonic::Leave => return if mode.is64() { Class::Leave } else { Class::Interpret },
+        Mnemonic::Leave => return if instr.code() == Code::Leaveq { Class::Leave } else { Class::Interpret },
         Mnemonic::Push | Mnemonic::Pop => return stack(instr, mode),
         _ => {}
     }
