@@ -175,6 +175,9 @@ pub fn classify(instr: &Instruction, info: &InstructionInfo, mode: Mode, v3: boo
     if let Some(class) = flow(instr) {
         return class;
     }
+    if is_undefined(instr.code()) {
+        return Class::InterpretAndLeave;
+    }
     match mnemonic {
         Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 | Mnemonic::Pause => return Class::Hint,
         Mnemonic::Prefetchnta
@@ -201,6 +204,12 @@ pub fn classify(instr: &Instruction, info: &InstructionInfo, mode: Mode, v3: boo
         return Class::Interpret;
     }
     memory_class(instr, info)
+}
+
+/// Hint encodings that the processor model's vendor leaves undefined: PREFETCH of a register.
+fn is_undefined(code: Code) -> bool {
+    use Code::*;
+    matches!(code, Reservednop_rm16_r16_0F0D | Reservednop_rm32_r32_0F0D | Reservednop_rm64_r64_0F0D)
 }
 
 fn memory_class(instr: &Instruction, info: &InstructionInfo) -> Class {
