@@ -29,10 +29,10 @@ impl Fpu {
         fpu
     }
 
-    /// FNINIT; the registers' contents stay.
+    /// FNINIT; the physical registers' contents stay.
     pub fn finit(&mut self) {
         self.set_control(FCW_INIT);
-        self.set_status(0);
+        self.set_status_around(0);
         self.set_tags(0);
     }
 
@@ -57,6 +57,17 @@ impl Fpu {
     /// Sets FSW.
     pub fn set_status(&mut self, value: u16) {
         self.x87[2..4].copy_from_slice(&value.to_le_bytes());
+    }
+    /// Sets FSW, perhaps with another TOP: the physical registers keep their contents, so the image,
+    /// which begins with ST0, is rotated.
+    pub fn set_status_around(&mut self, value: u16) {
+        let top = self.top();
+        let physical: [[u8; 10]; 8] = std::array::from_fn(|i| self.st((i + 8 - top) & 7));
+        self.set_status(value);
+        let top = self.top();
+        for (i, register) in physical.iter().enumerate() {
+            self.set_st((i + 8 - top) & 7, register);
+        }
     }
     /// The abridged tag word: bit i set when physical register i is in use.
     pub fn tags(&self) -> u8 {
@@ -117,12 +128,7 @@ impl Fpu {
     /// The transition an MMX instruction makes: TOP becomes 0 and all registers are in use
     /// (SDM vol. 1, 9.5.1). Physical registers keep their contents, so the image is rotated.
     pub fn enter_mmx(&mut self) {
-        let top = self.top();
-        let registers: [[u8; 10]; 8] = std::array::from_fn(|i| self.st((i + 8 - top) & 7));
-        for (i, value) in registers.iter().enumerate() {
-            self.set_st(i, value);
-        }
-        self.set_status(self.status() & !(7 << 11));
+        self.set_status_around(self.status() & !(7 << 11));
         self.set_tags(0xff);
     }
 
