@@ -119,6 +119,11 @@ impl Fpu {
         self.set_status(if pending { status | 0x8080 } else { status });
     }
 
+    /// Whether an unmasked exception waits for the next waiting instruction (ES).
+    pub fn exception_pending(&self) -> bool {
+        self.status() & 1 << 7 != 0
+    }
+
     /// The value of MMX register `i`.
     pub fn mm(&self, i: usize) -> u64 {
         let st = self.st((i + 8 - self.top()) & 7);

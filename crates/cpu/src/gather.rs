@@ -10,7 +10,7 @@ use crate::core::{Core, Intent};
 use crate::system::{Done, Outcome, effective_offset, segment_index};
 use crate::{FpuKind, fpu_available};
 use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register};
-use x86::{Exception, SegmentIndex, gpr};
+use x86::{Exception, SegmentIndex, gpr, vector};
 
 pub(crate) fn execute(core: &mut Core, instr: &Instruction) -> Done {
     match instr.mnemonic() {
@@ -132,6 +132,9 @@ fn mask_move(core: &mut Core, instr: &Instruction, size: usize) -> Done {
 /// MASKMOVQ and MASKMOVDQU: bytes to DS:rDI.
 fn mask_move_bytes(core: &mut Core, instr: &Instruction, kind: FpuKind, len: usize) -> Done {
     fpu_available(core.state, kind)?;
+    if kind == FpuKind::Mmx && core.state.fpu.exception_pending() {
+        return Err(Exception::plain(vector::MF));
+    }
     let (data, mask) = (instr.op_register(1).number(), instr.op_register(2).number());
     let (value, mask) = if kind == FpuKind::Mmx {
         let wide = |i: usize| {

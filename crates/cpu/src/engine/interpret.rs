@@ -13,7 +13,7 @@ use crate::{debug, string, system};
 use base::{GuestVirt, PAGE_SIZE};
 use iced_x86::{CpuidFeature, Decoder, Instruction};
 use x86::cpuid::Level;
-use x86::{Exception, paging};
+use x86::{Exception, paging, vector};
 
 /// The longest instruction.
 const MAX_BYTES: usize = 15;
@@ -111,6 +111,9 @@ impl Vcpu {
             Class::Registers | Class::Memory | Class::Lea => {
                 check_units(self, instr)?;
                 self.give_x87(instr);
+                if waits_for_x87(instr) && self.x87_in_host && x87::exception_pending() {
+                    return Err(Exception::plain(vector::MF).into());
+                }
                 let data_hits = self.bounce(bus, instr, class)?;
                 Ok(Done { retired: 1, data_hits })
             }
@@ -198,6 +201,16 @@ fn touches_fpu(instr: &Instruction) -> bool {
             FPU | FPU287 | FPU387 | MMX | SSE | SSE2 | SSE3 | SSSE3 | FXSR | XSAVE | XSAVEC | XSAVEOPT
         )
     })
+}
+
+/// Whether the instruction delivers a pending x87 exception, before it looks at memory (SDM vol. 1,
+/// 8.3.11 and 8.6; for MMX, 9.5 and 11.6.6).
+fn waits_for_x87(instr: &Instruction) -> bool {
+    use CpuidFeature::*;
+    use iced_x86::Mnemonic::{Fnclex, Fninit, Fnstcw, Fnstsw};
+    let x87 = instr.cpuid_features().iter().any(|f| matches!(f, FPU | FPU287 | FPU387));
+    let mmx = || (0..instr.op_count()).any(|op| instr.op_register(op).is_mm());
+    x87 && !matches!(instr.mnemonic(), Fnclex | Fninit | Fnstcw | Fnstsw) || mmx()
 }
 
 fn check_units(vcpu: &Vcpu, instr: &Instruction) -> Result<(), Exception> {

@@ -31,6 +31,14 @@ fn canonical(image: &[u8; 512], x87: &mut [u8; 512]) {
     }
 }
 
+/// Whether the host's x87 status has its summary bit set: the next waiting instruction raises #MF.
+pub fn exception_pending() -> bool {
+    let status: u16;
+    // SAFETY: FNSTSW changes nothing but AX.
+    unsafe { asm!("fnstsw ax", out("ax") status, options(nomem, nostack, preserves_flags)) };
+    status & 1 << 7 != 0
+}
+
 /// Loads the host's x87 registers from `fpu`.
 pub fn give(fpu: &Fpu) {
     let mut image = Image(fpu.x87);

@@ -9,7 +9,7 @@ use super::{Done, Outcome};
 use crate::core::{Core, Intent};
 use crate::{FpuKind, fpu_available};
 use iced_x86::{Code, Instruction, Mnemonic as M};
-use x86::Exception;
+use x86::{Exception, vector};
 
 /// Every x87 exception masked.
 const ALL_MASKED: u16 = 0x3f;
@@ -48,6 +48,9 @@ fn environment(core: &mut Core, instr: &Instruction) -> Done {
         Code::Frstor_m108byte => (28, 108, false),
         _ => return Err(Exception::ud()),
     };
+    if !store && core.state.fpu.exception_pending() {
+        return Err(Exception::plain(vector::MF));
+    }
     let at = operand::address(core, instr, total, store)?;
     if store {
         save(core, at, environment, total)?
