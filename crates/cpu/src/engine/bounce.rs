@@ -15,7 +15,7 @@ use super::plain::Rewriter;
 use super::vcpu::{BOUNCE_CODE_BYTES, Vcpu};
 use crate::Bus;
 use crate::core::{Core, Intent};
-use iced_x86::{Code, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind};
+use iced_x86::{Code, EncodingKind, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind};
 use x86::{Exception, vector};
 
 struct Operand {
@@ -51,6 +51,10 @@ impl Vcpu {
         let place = operand.as_ref().map_or(0, |o| (o.linear & 63) as usize);
         let mut hits = 0;
         if let Some(o) = &operand {
+            if o.linear as usize & (o.size - 1) != 0 && must_be_aligned(&instr) {
+                // Before the page is looked at; where it can be accessed, the host finds out.
+                return Err(Exception::gp(0));
+            }
             if o.write {
                 core.check_write(o.linear, o.size, Intent::Explicit)?;
             }
@@ -185,6 +189,23 @@ fn operand(core: &Core, instr: &mut Instruction, info: &InstructionInfo) -> Resu
         }
     }
     Ok(Operand { linear, size, read, write })
+}
+
+/// Whether a misaligned memory operand raises #GP: 16-byte operands of legacy-encoded instructions
+/// but for the unaligned moves and string comparisons, and the aligned moves of VEX (SDM vol. 1,
+/// 10.8.5 and 14.9).
+fn must_be_aligned(instr: &Instruction) -> bool {
+    use Mnemonic::*;
+    match instr.mnemonic() {
+        Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa | Cmpxchg16b => true,
+        Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestri64 | Pcmpestrm | Pcmpestrm64 | Pcmpistri
+        | Pcmpistrm => false,
+        _ => {
+            instr.code().encoding() == EncodingKind::Legacy
+                && instr.memory_size().size() == 16
+                && (0..instr.op_count()).any(|op| instr.op_register(op).is_xmm())
+        }
+    }
 }
 
 fn immediate_bit_form(code: Code) -> Option<Code> {
