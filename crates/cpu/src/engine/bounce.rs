@@ -51,7 +51,7 @@ impl Vcpu {
         let place = operand.as_ref().map_or(0, |o| (o.linear & 63) as usize);
         let mut hits = 0;
         if let Some(o) = &operand {
-            if o.linear as usize & (o.size - 1) != 0 && must_be_aligned(&instr) {
+            if must_be_aligned(&instr) && o.linear as usize & (o.size - 1) != 0 {
                 // Before the page is looked at; where it can be accessed, the host finds out.
                 return Err(Exception::gp(0));
             }

@@ -88,6 +88,8 @@ pub struct Hot {
     pub tsc_base: u64,
     /// Holds a value between the two memory accesses of one instruction.
     pub temporary: u64,
+    /// What an indirect call's return address has overwritten, should the call fault after all.
+    pub overwritten: u64,
     /// Rust's MXCSR.
     pub host_mxcsr: u32,
     pub fault: HostFault,
@@ -139,6 +141,7 @@ impl Field {
     pub const R10: u32 = offset_of!(Hot, r10) as u32;
     pub const R11: u32 = offset_of!(Hot, r11) as u32;
     pub const TEMPORARY: u32 = offset_of!(Hot, temporary) as u32;
+    pub const OVERWRITTEN: u32 = offset_of!(Hot, overwritten) as u32;
     pub const HOST_MXCSR: u32 = offset_of!(Hot, host_mxcsr) as u32;
     pub const BOUNCE: u32 = offset_of!(Hot, bounce) as u32;
     pub const fn set(n: usize) -> u32 {

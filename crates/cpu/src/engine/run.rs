@@ -9,6 +9,7 @@ use super::signals::{self, Running};
 use super::tlb::Mapping;
 use super::translate::Place;
 use super::vcpu::{Exit, Vcpu};
+use crate::core::Intent;
 use crate::walk::{self, Access};
 use crate::{Activity, Bus, debug, deliver};
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
@@ -477,7 +478,8 @@ impl Vcpu {
         Next::Enter(entry)
     }
 
-    /// Takes back the stack pointer's move and the count of an indirect branch.
+    /// Takes back the stack pointer's move, the return address stored and the count of an indirect
+    /// branch in 64-bit mode.
     fn undo_branch(&mut self, bus: &mut dyn Bus, block: BlockId, k: u8) {
         self.set_rip_of(block, k);
         self.hot().state.retired -= 1;
@@ -489,6 +491,12 @@ impl Vcpu {
         debug_assert!(in_ram, "code was translated from RAM");
         let instr = iced_x86::Decoder::new(64, &bytes[..len], super::translate::decoder_options()).decode();
         let moved = instr.stack_pointer_increment() as i64;
+        if instr.is_call_near_indirect() {
+            let old = self.hot().overwritten;
+            let mut core = self.core(bus);
+            let restored = core.write(core.state.gpr[x86::gpr::RSP], &old.to_le_bytes(), Intent::Explicit);
+            debug_assert!(restored.is_ok(), "the return address was stored there a moment ago");
+        }
         let rsp = &mut self.hot().state.gpr[x86::gpr::RSP];
         *rsp = rsp.wrapping_sub(moved as u64);
     }

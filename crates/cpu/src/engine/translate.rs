@@ -334,7 +334,16 @@ fn call_indirect(e: &mut Emitter, instr: &Instruction) {
     }
     let temporary = e.field(Field::TEMPORARY);
     e.asm.store(Width::W64, temporary, Reg::R10);
-    push_return_address(e, instr);
+    let (width, size) = stack_width(e);
+    let ea = e.stack(-size);
+    let slot = e.check(ea, size as usize, true);
+    // Only when the jump is not to a known block does it turn out that the target is not
+    // canonical, which is a fault of this instruction: then the store is taken back.
+    let overwritten = e.field(Field::OVERWRITTEN);
+    e.asm.load(width, Reg::RCX, slot);
+    e.asm.store(Width::W64, overwritten, Reg::RCX);
+    store_constant(e, width, slot, instr.next_ip());
+    e.move_stack(-size);
     e.asm.load(Width::W64, Reg::R10, temporary);
     e.jump_indirect();
 }

@@ -42,3 +42,22 @@ fn an_access_that_runs_over_from_page_zero_misses_the_empty_tlb() {
     assert_eq!(g.reg(gpr::RAX), 0x1122_3344);
     assert_eq!(g.board.ram.read_array(GuestPhys(0xffe)), Some(0x1122_3344u32.to_le_bytes()));
 }
+
+#[test]
+fn an_indirect_call_to_a_non_canonical_address_pushes_nothing() {
+    let mut g = Guest::program(|a| {
+        a.mov(rsp, DATA + 0x100).unwrap();
+        a.mov(rbx, 1u64 << 63).unwrap();
+        a.mov(qword_ptr(rsp - 8), rbx).unwrap();
+        a.call(qword_ptr(rsp - 8)).unwrap();
+    });
+    catch(&mut g, 13);
+    // The handler's frame goes elsewhere, lest it cover what the call would have pushed.
+    assert!(g.board.ram.write_u64(GuestPhys(0x4_0000 + 16 * 13), g.board.ram.read_u64(GuestPhys(0x4_0000 + 16 * 13)).unwrap() | 1 << 32));
+    assert!(g.board.ram.write_u64(GuestPhys(0x6_0024), 0x7_0000));
+    g.cpu.state_mut().tr = Segment { base: 0x6_0000, limit: 0x67, attributes: 0x8b, selector: 0 };
+    assert_eq!(g.run(), Exit::Halted);
+    assert_eq!(g.cpu.state().rip, STACK + 1);
+    assert_eq!(g.board.ram.read_u64(GuestPhys(DATA + 0xf8)), Some(1 << 63));
+    assert_eq!(g.board.ram.read_u64(GuestPhys(0x7_0000 - 16)), Some(DATA + 0x100), "RSP in the frame");
+}
