@@ -36,6 +36,8 @@ const LAST_WORDS_MAX: Duration = Duration::from_millis(500);
 const COMPLAINTS_MAX: usize = 4;
 const COMPLAINT_BYTES_MAX: u64 = 400;
 
+const SILENT_END: &str = "it ended without a word";
+
 /// IEEE 802 local experimental EtherType 1.
 const ETHERTYPE_EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 
@@ -92,7 +94,7 @@ impl Passt {
         frame[14..].fill(0);
         let packet = [&framing::header(&frame)[..], &frame].concat();
         // Rust's runtime ignores SIGPIPE, and the new stream has room.
-        (&*ours).write_all(&packet).map_err(|error| self.last_words(&error.to_string()))?;
+        (&*ours).write_all(&packet).map_err(|_| self.last_words(SILENT_END))?;
         let begin = Instant::now();
         loop {
             let unread = sys::unread_by_peer(ours).map_err(|error| error.to_string())?;
@@ -102,7 +104,7 @@ impl Passt {
                 Err(_) => true,
             };
             if ended {
-                return Err(self.last_words("it ended without a word"));
+                return Err(self.last_words(SILENT_END));
             }
             if unread == 0 {
                 return Ok(());
