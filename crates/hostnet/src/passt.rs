@@ -16,9 +16,10 @@
 //! it has its addresses, its ports and its prison.
 
 use crate::{Forward, NetError, Protocol, framing, stream, sys};
+use rustix::net::sockopt::set_socket_reuseaddr;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -153,14 +154,23 @@ impl PeekOne for UnixStream {
     }
 }
 
-/// Listens at every port once, for a better message than passt's.
+/// Binds every port once as passt will, for a better message than passt's.
+///
+/// Only bound and not listening, our sockets do not stand in passt's way, even if a program that another thread
+/// is just starting has copies of them for a moment.
 fn try_ports(forwards: &[Forward]) -> Result<(), NetError> {
     for forward in forwards {
-        let tried = match forward.protocol {
-            Protocol::Tcp => TcpListener::bind(forward.listens_at()).map(drop),
-            Protocol::Udp => UdpSocket::bind(forward.listens_at()).map(drop),
+        let kind = match forward.protocol {
+            Protocol::Tcp => SocketType::STREAM,
+            Protocol::Udp => SocketType::DGRAM,
         };
-        tried.map_err(|source| NetError::Port { forward: *forward, source })?;
+        let family = if forward.address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None);
+        let tried = socket.and_then(|socket| {
+            set_socket_reuseaddr(&socket, true)?;
+            rustix::net::bind(&socket, &forward.listens_at())
+        });
+        tried.map_err(|errno| NetError::Port { forward: *forward, source: errno.into() })?;
     }
     Ok(())
 }

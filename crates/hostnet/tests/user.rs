@@ -23,8 +23,10 @@ fn open(forwards: &[Forward]) -> Option<(Network, Receiver<()>)> {
     }
 }
 
+/// A port that is most likely free. Found as one for datagrams, since a socket that has listened
+/// may live on for a moment in programs that other tests are starting.
 fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 /// Whether a process runs; one that ended and was not waited for does not.
@@ -91,7 +93,7 @@ fn a_connection_to_a_forwarded_port_reaches_the_guest() {
 
 #[test]
 fn a_datagram_to_a_forwarded_port_reaches_the_guest() {
-    let port = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
     let forward = Forward { protocol: Protocol::Udp, ..Forward::tcp(port, 53) };
     let Some((network, rung)) = open(&[forward]) else { return };
     configure(&network, &rung);
