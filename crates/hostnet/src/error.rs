@@ -19,7 +19,10 @@ pub enum NetError {
         reason: String,
     },
     /// A forwarded port cannot be listened at.
-    #[error("--forward {forward}: cannot listen at {} port {}: {source}", name(forward.protocol), forward.listens_at())]
+    #[error(
+        "--forward {forward}: cannot listen at {} port {}: {source}",
+        name(forward.protocol), forward.listens_at()
+    )]
     Port {
         /// The forward as it was given.
         forward: Forward,
@@ -68,7 +71,10 @@ pub enum NetError {
         missing_bytes: usize,
     },
     /// The peer announced a frame that cannot be one.
-    #[error("{peer} announced a frame of {bytes} bytes, the most is {}; it does not speak QEMU's framing", FRAME_BYTES.end())]
+    #[error(
+        "{peer} announced a frame of {bytes} bytes, the most is {}; it does not speak QEMU's framing",
+        FRAME_BYTES.end()
+    )]
     TooLong {
         /// Who.
         peer: String,

@@ -156,8 +156,8 @@ impl PeekOne for UnixStream {
 
 /// Binds every port once as passt will, for a better message than passt's.
 ///
-/// Only bound and not listening, our sockets do not stand in passt's way, even if a program that another thread
-/// is just starting has copies of them for a moment.
+/// Only bound and not listening, our sockets do not stand in passt's way, even if a program that
+/// another thread is just starting has copies of them for a moment.
 fn try_ports(forwards: &[Forward]) -> Result<(), NetError> {
     for forward in forwards {
         let kind = match forward.protocol {

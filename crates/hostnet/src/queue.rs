@@ -4,8 +4,8 @@ use crate::link::Link;
 use std::collections::VecDeque;
 use std::io;
 
-/// Bytes of frames that may wait for the peer. About what a fast guest sends in a millisecond or two: enough for a
-/// peer that is only busy, too little to hide one that is stuck.
+/// Bytes of frames that may wait for the peer. A fast guest sends that much in a few milliseconds:
+/// enough for a peer that is only busy, too little to hide one that is stuck.
 pub const OUTBOX_BYTES_MAX: usize = 4 << 20;
 /// Bytes of frames that may wait for the guest before reading stops.
 pub const INBOX_BYTES_MAX: usize = 4 << 20;
