@@ -70,7 +70,7 @@ impl Vcpu {
             let left = (horizon - self.state().retired).min(self.stretch());
             self.horizon = self.state().retired + left;
             match self.block_at_rip(bus, mode, regs::MAX_BLOCK) {
-                Ok(Some(block)) => self.execute(bus, mode, block),
+                Ok(Some(block)) => self.execute(bus, block),
                 Ok(None) => self.step(bus),
                 Err(exception) => self.raise(bus, exception),
             }
@@ -306,7 +306,7 @@ impl Vcpu {
     }
 
     /// Runs translated code from `block` until something needs the loop.
-    fn execute(&mut self, bus: &mut dyn Bus, mut mode: Mode, block: BlockId) {
+    fn execute(&mut self, bus: &mut dyn Bus, block: BlockId) {
         self.load_x87();
         self.hot().budget = regs::encode_budget(self.horizon - self.state().retired);
         let mut address = self.blocks.get(block).checked;
@@ -318,6 +318,8 @@ impl Vcpu {
                 return;
             }
             let exit = self.blocks.exits[id.0 as usize];
+            // Links lead from one mode to another (STAC, CLAC): the block left says which this is.
+            let mode = self.blocks.get(exit.block).key.mode;
             let next = match exit.kind {
                 ExitKind::Access { register, displacement, size, write, .. } => {
                     let linear = self.host_register(register).wrapping_add(displacement as i64 as u64);
@@ -326,10 +328,9 @@ impl Vcpu {
                 ExitKind::Branch { target, mode: to, .. } => {
                     self.arrive();
                     if to != mode {
-                        mode = to;
-                        self.tlb.enter_mode(&self.arena, mode);
+                        self.tlb.enter_mode(&self.arena, to);
                     }
-                    self.branch(bus, mode, id, target)
+                    self.branch(bus, to, id, target)
                 }
                 ExitKind::Indirect => {
                     self.arrive();
