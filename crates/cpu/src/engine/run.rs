@@ -7,7 +7,7 @@ use super::interpret::Faulted;
 use super::regs;
 use super::signals::{self, Running};
 use super::tlb::Mapping;
-use super::translate::Place;
+use super::translate::{Place, Translator};
 use super::vcpu::{Exit, Vcpu};
 use crate::core::Intent;
 use crate::walk::{self, Access};
@@ -71,7 +71,7 @@ impl Vcpu {
             let left = (horizon - self.state().retired).min(self.stretch());
             self.horizon = self.state().retired + left;
             match self.block_at_rip(bus, mode, regs::MAX_BLOCK) {
-                Ok(Some(block)) => self.execute(bus, mode, block),
+                Ok(Some(block)) => self.execute(bus, block),
                 Ok(None) => self.step(bus),
                 Err(exception) => self.raise(bus, exception),
             }
@@ -223,19 +223,31 @@ impl Vcpu {
         if !mode.is64() && state.rip > state.seg[1].limit as u64 {
             return Err(Exception::gp(0));
         }
-        let phys = match self.tlb.code(mode, virt) {
-            Some(page) => page,
-            None => match self.map_code(bus, mode, virt)? {
-                Some(page) => page,
-                None => return Ok(None),
-            },
-        };
+        let Some(phys) = self.code_page(bus, mode, virt)? else { return Ok(None) };
         let phys = phys.offset(virt.page_offset() as u64);
         let key = BlockKey { phys: phys.0, virt: virt.0, mode, limit: limit as u8 };
         if let Some(block) = self.blocks.find(&key) {
-            return Ok(Some(block));
+            let Some(second) = self.blocks.get(block).second_page else { return Ok(Some(block)) };
+            let next = GuestVirt(virt.page_base().0.wrapping_add(PAGE_SIZE as u64));
+            match self.code_page(bus, mode, next)? {
+                Some(page) if page.page() == second => return Ok(Some(block)),
+                _ => self.blocks.forget(&mut self.arena, block),
+            }
         }
-        Ok(self.translate(bus, key))
+        self.translate(bus, key)
+    }
+
+    /// The physical page behind `virt` for execution. `None`: not RAM.
+    fn code_page(
+        &mut self,
+        bus: &mut dyn Bus,
+        mode: Mode,
+        virt: GuestVirt,
+    ) -> Result<Option<GuestPhys>, Exception> {
+        match self.tlb.code(mode, virt) {
+            Some(page) => Ok(Some(page)),
+            None => self.map_code(bus, mode, virt),
+        }
     }
 
     /// Walks the page tables for execution at `virt`. `None`: not RAM.
@@ -257,33 +269,54 @@ impl Vcpu {
         Ok(Some(page))
     }
 
-    fn translate(&mut self, bus: &mut dyn Bus, key: BlockKey) -> Option<BlockId> {
+    /// Translates the block of `key`; `None` when Rust must execute its first instruction.
+    fn translate(&mut self, bus: &mut dyn Bus, key: BlockKey) -> Result<Option<BlockId>, Exception> {
         if !self.blocks.has_room() {
             self.drop_code(bus);
-            let virt = GuestVirt(key.virt);
-            // The page was mapped a moment ago; only our record of it is gone.
-            self.map_code(bus, key.mode, virt).ok()??;
+            // Only our record that the page is mapped is gone, and found again here.
+            self.map_code(bus, key.mode, GuestVirt(key.virt))?;
         }
         let phys = GuestPhys(key.phys);
-        let page = bus.ram().page_index(phys)?;
-        if !bus.ram().marks(page).any(Marks::CODE) {
-            bus.ram().add_marks(page, Marks::CODE);
-            self.tlb.forbid_writes(&self.arena, page);
+        let Some(page) = bus.ram().page_index(phys) else { return Ok(None) };
+        let mut bytes = [0; 2 * PAGE_SIZE];
+        bytes[..PAGE_SIZE].copy_from_slice(bus.ram().page_bytes(page));
+        let mut end = PAGE_SIZE;
+        let mut second = None;
+        if Translator::crosses(key.mode, &bytes[phys.page_offset()..end]) {
+            let next = GuestVirt(GuestVirt(key.virt).page_base().0.wrapping_add(PAGE_SIZE as u64));
+            let wraps = !key.mode.is64() && next.0 > u32::MAX as u64 || next.0 == 0;
+            if wraps || key.mode.is64() && !paging::is_canonical(next.0) {
+                return Ok(None);
+            }
+            let Some(next_phys) = self.code_page(bus, key.mode, next)? else { return Ok(None) };
+            let Some(next_page) = bus.ram().page_index(next_phys) else { return Ok(None) };
+            bytes[PAGE_SIZE..].copy_from_slice(bus.ram().page_bytes(next_page));
+            self.mark_code(bus, next_page);
+            let id = self.blocks.page_id(next.page(), next_phys.page(), key.mode);
+            second = Some((id, next_phys.page()));
+            end += 15;
         }
-        let mut bytes = [0; PAGE_SIZE];
-        bytes.copy_from_slice(bus.ram().page_bytes(page));
+        self.mark_code(bus, page);
         let place = Place {
             origin: self.blocks.next_address(),
             base: self.arena.base(),
             exit_thunk: self.thunks.exit,
             block: self.blocks.next_id(),
             page_id: self.blocks.page_id(key.virt >> 12, phys.page(), key.mode),
+            second,
         };
-        let bytes = &bytes[phys.page_offset()..];
+        let bytes = &bytes[phys.page_offset()..end];
         let (block, code) = self.translator.block(key, bytes, place, &mut self.blocks.exits);
         self.arena.write_code(place.origin, &code);
         self.statistics.blocks_translated += 1;
-        Some(self.blocks.add(block))
+        Ok(Some(self.blocks.add(block)))
+    }
+
+    fn mark_code(&mut self, bus: &mut dyn Bus, page: usize) {
+        if !bus.ram().marks(page).any(Marks::CODE) {
+            bus.ram().add_marks(page, Marks::CODE);
+            self.tlb.forbid_writes(&self.arena, page);
+        }
     }
 
     /// Calls translated code at `address`; returns the exit taken.
@@ -307,7 +340,7 @@ impl Vcpu {
     }
 
     /// Runs translated code from `block` until something needs the loop.
-    fn execute(&mut self, bus: &mut dyn Bus, mut mode: Mode, block: BlockId) {
+    fn execute(&mut self, bus: &mut dyn Bus, block: BlockId) {
         self.load_x87();
         self.hot().budget = regs::encode_budget(self.horizon - self.state().retired);
         let mut address = self.blocks.get(block).checked;
@@ -319,6 +352,8 @@ impl Vcpu {
                 return;
             }
             let exit = self.blocks.exits[id.0 as usize];
+            // Links lead from one mode to another (STAC, CLAC): the block left says which this is.
+            let mode = self.blocks.get(exit.block).key.mode;
             let next = match exit.kind {
                 ExitKind::Access { register, displacement, size, write, .. } => {
                     let linear = self.host_register(register).wrapping_add(displacement as i64 as u64);
@@ -327,10 +362,9 @@ impl Vcpu {
                 ExitKind::Branch { target, mode: to, .. } => {
                     self.arrive();
                     if to != mode {
-                        mode = to;
-                        self.tlb.enter_mode(&self.arena, mode);
+                        self.tlb.enter_mode(&self.arena, to);
                     }
-                    self.branch(bus, mode, id, target)
+                    self.branch(bus, to, id, target)
                 }
                 ExitKind::Indirect => {
                     self.arrive();
