@@ -180,18 +180,21 @@ impl Vcpu {
                 let keeps_rf = instr.mnemonic() == iced_x86::Mnemonic::Iretq
                     || instr.mnemonic() == iced_x86::Mnemonic::Iretd
                     || instr.mnemonic() == iced_x86::Mnemonic::Iret;
-                self.interpret(bus, &instr, budget).map(|done| (done, keeps_rf))
+                use iced_x86::Mnemonic::{Int, Int3, Into, Syscall};
+                let reloads_tf = matches!(instr.mnemonic(), Int | Int3 | Into | Syscall);
+                self.interpret(bus, &instr, budget).map(|done| (done, keeps_rf, reloads_tf))
             }
             Err(exception) => Err(Faulted::from(exception)),
         };
         match outcome {
-            Ok((done, keeps_rf)) => {
+            Ok((done, keeps_rf, reloads_tf)) => {
                 let state = &mut self.hot().state;
                 state.retired += done.retired;
                 if !keeps_rf {
                     state.rflags &= !flags::RF;
                 }
-                let single_step = before & flags::TF != 0;
+                // Software interrupts clear TF, and SYSCALL goes by the TF that it leaves.
+                let single_step = before & if reloads_tf { state.rflags } else { u64::MAX } & flags::TF != 0;
                 if state.in_interrupt_shadow() {
                     return;
                 }
