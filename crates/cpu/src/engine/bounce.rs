@@ -15,7 +15,7 @@ use super::plain::Rewriter;
 use super::vcpu::{BOUNCE_CODE_BYTES, Vcpu};
 use crate::Bus;
 use crate::core::{Core, Intent};
-use iced_x86::{Code, EncodingKind, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind};
+use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind};
 use x86::{Exception, vector};
 
 struct Operand {
@@ -165,8 +165,9 @@ fn operand(core: &Core, instr: &mut Instruction, info: &InstructionInfo) -> Resu
         OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
     );
     let read = !matches!(access, OpAccess::Write | OpAccess::None | OpAccess::NoMemAccess);
-    // A conditional or partial write leaves some bytes: they must be there to be written back.
-    let read = read || access == OpAccess::CondWrite;
+    // A conditional or partial write leaves some bytes: they must be there to be written back. So
+    // does an x87 store that raises an unmasked exception, which is delivered only later.
+    let read = read || access == OpAccess::CondWrite || write && is_x87(instr);
     let mut displacement = 0;
     if let Some(code) = immediate_bit_form(instr.code()) {
         let register = instr.op1_register();
@@ -189,6 +190,11 @@ fn operand(core: &Core, instr: &mut Instruction, info: &InstructionInfo) -> Resu
         }
     }
     Ok(Operand { linear, size, read, write })
+}
+
+fn is_x87(instr: &Instruction) -> bool {
+    use CpuidFeature::{FPU, FPU287, FPU387};
+    instr.cpuid_features().iter().any(|f| matches!(f, FPU | FPU287 | FPU387))
 }
 
 /// Whether a misaligned memory operand raises #GP: 16-byte operands of legacy-encoded instructions
