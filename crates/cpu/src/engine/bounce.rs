@@ -174,21 +174,12 @@ fn operand(core: &Core, instr: &mut Instruction, info: &InstructionInfo) -> Resu
         let bits = 8 * size as u64;
         let value = flow::read_register(core, register);
         let signed = ((value << (64 - bits)) as i64) >> (64 - bits);
-        displacement = signed.div_euclid(bits as i64) * size as i64;
+        displacement = (signed.div_euclid(bits as i64) * size as i64) as u64;
         instr.set_code(code);
         instr.set_op1_kind(OpKind::Immediate8);
         instr.set_immediate8((value & (bits - 1)) as u8);
     }
-    let mut linear = flow::linear_address(core, instr, if displacement == 0 { size } else { 0 }, write)?;
-    if displacement != 0 {
-        linear = linear.wrapping_add(displacement as u64);
-        if core.state.code64() && !x86::paging::is_canonical(linear) {
-            return Err(Exception::gp(0));
-        }
-        if !core.state.code64() {
-            linear &= 0xffff_ffff;
-        }
-    }
+    let linear = flow::linear_address_at(core, instr, displacement, size, write)?;
     Ok(Operand { linear, size, read, write })
 }
 
