@@ -5,6 +5,7 @@
 //! here by construction. A gather that faults keeps the elements it has loaded and has cleared
 //! their mask elements, lowest first, so that it goes on where it stopped. A masked load changes
 //! nothing unless all of it succeeds; a masked store checks every element before it writes one.
+//! MASKMOVQ and MASKMOVDQU check their whole operand.
 
 use crate::core::{Core, Intent};
 use crate::system::{Done, Outcome, effective_offset, operand_segment};
@@ -155,10 +156,10 @@ fn mask_move_bytes(core: &mut Core, instr: &Instruction, kind: FpuKind, len: usi
     let base = core.state.gpr[gpr::RDI] & address_mask;
     let place =
         |core: &Core, i: usize| core.linear(segment, base.wrapping_add(i as u64) & address_mask, 1, true);
-    for i in (0..len).filter(|&i| selected(&mask, i, 1)) {
-        let linear = place(core, i)?;
-        core.check_write(linear, 1, Intent::Explicit)?;
-    }
+    // The manual leaves open whether bytes that are not selected may fault; with the model's vendor
+    // they do.
+    let whole = core.linear(segment, base, len, true)?;
+    core.check_write(whole, len, Intent::Explicit)?;
     for i in (0..len).filter(|&i| selected(&mask, i, 1)) {
         let linear = place(core, i)?;
         core.write(linear, &value[i..=i], Intent::Explicit)?;

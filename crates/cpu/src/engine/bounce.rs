@@ -47,14 +47,13 @@ impl Vcpu {
             core.state.rip = instr.next_ip();
             return Ok(core.data_hits);
         }
+        if class == Class::Memory && must_be_aligned(&instr) {
+            check_vector_alignment(&core, &instr)?;
+        }
         let operand = if class == Class::Memory { Some(operand(&core, &mut instr, &info)?) } else { None };
         let place = operand.as_ref().map_or(0, |o| (o.linear & 63) as usize);
         let mut hits = 0;
         if let Some(o) = &operand {
-            if must_be_aligned(&instr) && o.linear as usize & (o.size - 1) != 0 {
-                // Before the page is looked at; where it can be accessed, the host finds out.
-                return Err(Exception::gp(0));
-            }
             if o.write {
                 core.check_write(o.linear, o.size, Intent::Explicit)?;
             }
@@ -183,6 +182,14 @@ fn operand(core: &Core, instr: &mut Instruction, info: &InstructionInfo) -> Resu
     Ok(Operand { linear, size, read, write })
 }
 
+/// #GP for a misaligned operand that must be aligned: before the address's form and its page are
+/// looked at. Where both are fine, the host finds out by itself.
+fn check_vector_alignment(core: &Core, instr: &Instruction) -> Result<(), Exception> {
+    let linear = flow::linear_address_unchecked(core, instr);
+    let aligned = linear & (instr.memory_size().size() as u64 - 1) == 0;
+    if aligned { Ok(()) } else { Err(Exception::gp(0)) }
+}
+
 fn is_x87(instr: &Instruction) -> bool {
     use CpuidFeature::{FPU, FPU287, FPU387};
     instr.cpuid_features().iter().any(|f| matches!(f, FPU | FPU287 | FPU387))
@@ -197,10 +204,12 @@ fn must_be_aligned(instr: &Instruction) -> bool {
         Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa | Cmpxchg16b => true,
         Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestri64 | Pcmpestrm | Pcmpestrm64 | Pcmpistri
         | Pcmpistrm => false,
+        // Not checked by the model's vendor's processors.
+        Sha1rnds4 | Sha1nexte | Sha1msg1 | Sha1msg2 | Sha256rnds2 | Sha256msg1 | Sha256msg2 => false,
         _ => {
             instr.code().encoding() == EncodingKind::Legacy
                 && instr.memory_size().size() == 16
-                && (0..instr.op_count()).any(|op| instr.op_register(op).is_xmm())
+                && (0..instr.op_count()).any(|op| instr.op_register(op).is_xmm() || instr.op_register(op).is_mm())
         }
     }
 }

@@ -130,6 +130,14 @@ pub fn linear_address(core: &Core, instr: &Instruction, len: usize, write: bool)
     linear_address_at(core, instr, 0, len, write)
 }
 
+/// The linear address of the memory operand without any checks.
+pub fn linear_address_unchecked(core: &Core, instr: &Instruction) -> u64 {
+    let segment = operand_segment(core, instr);
+    let based = !core.state.code64() || matches!(segment, SegmentIndex::Fs | SegmentIndex::Gs);
+    let base = if based { core.state.seg[segment as usize].base } else { 0 };
+    base.wrapping_add(effective_address(core, instr))
+}
+
 /// The same `displacement` bytes on: the part of a bit string that an instruction means. It counts
 /// within the width of addresses.
 pub fn linear_address_at(
