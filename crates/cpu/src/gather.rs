@@ -5,9 +5,10 @@
 //! here by construction. A gather that faults keeps the elements it has loaded and has cleared
 //! their mask elements, lowest first, so that it goes on where it stopped. A masked load changes
 //! nothing unless all of it succeeds; a masked store checks every element before it writes one.
+//! MASKMOVQ and MASKMOVDQU check their whole operand.
 
 use crate::core::{Core, Intent};
-use crate::system::{Done, Outcome, effective_offset, segment_index};
+use crate::system::{Done, Outcome, effective_offset, operand_segment};
 use crate::{FpuKind, fpu_available};
 use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register};
 use x86::{Exception, SegmentIndex, gpr, vector};
@@ -73,7 +74,7 @@ fn gather(core: &mut Core, instr: &Instruction) -> Done {
     if destination == mask || destination == index || mask == index {
         return Err(Exception::ud());
     }
-    let segment = segment_index(instr.memory_segment());
+    let segment = operand_segment(core, instr);
     let indices = core.state.fpu.ymm[index];
     for i in 0..shape.count {
         let masks = &mut core.state.fpu.ymm[mask];
@@ -104,7 +105,7 @@ fn mask_move(core: &mut Core, instr: &Instruction, size: usize) -> Done {
     let mask = core.state.fpu.ymm[instr.op_register(1).number()];
     let data = instr.op_register(if store { 2 } else { 0 });
     let count = width(data) / size;
-    let segment = segment_index(instr.memory_segment());
+    let segment = operand_segment(core, instr);
     let base = effective_offset(core, instr, 0);
     let place =
         |core: &Core, i: usize| core.linear(segment, base.wrapping_add((i * size) as u64), size, store);
@@ -151,14 +152,14 @@ fn mask_move_bytes(core: &mut Core, instr: &Instruction, kind: FpuKind, len: usi
         OpKind::MemorySegEDI => 0xffff_ffff,
         _ => u64::MAX,
     };
-    let segment: SegmentIndex = segment_index(instr.memory_segment());
+    let segment: SegmentIndex = operand_segment(core, instr);
     let base = core.state.gpr[gpr::RDI] & address_mask;
     let place =
         |core: &Core, i: usize| core.linear(segment, base.wrapping_add(i as u64) & address_mask, 1, true);
-    for i in (0..len).filter(|&i| selected(&mask, i, 1)) {
-        let linear = place(core, i)?;
-        core.check_write(linear, 1, Intent::Explicit)?;
-    }
+    // The manual leaves open whether bytes that are not selected may fault; with the model's vendor
+    // they do.
+    let whole = core.linear(segment, base, len, true)?;
+    core.check_write(whole, len, Intent::Explicit)?;
     for i in (0..len).filter(|&i| selected(&mask, i, 1)) {
         let linear = place(core, i)?;
         core.write(linear, &value[i..=i], Intent::Explicit)?;

@@ -25,7 +25,7 @@
 //! destination just ahead of its source a pattern repeats.
 
 use crate::core::{Core, Intent, mask};
-use crate::system::{Control, Done, Outcome, check_io, next_rip, segment_index};
+use crate::system::{Control, Done, Outcome, check_io, next_rip, operand_segment};
 use crate::walk::{self, Access, Translation};
 use crate::{debug, deliver};
 use base::{GuestVirt, PAGE_SIZE};
@@ -124,7 +124,7 @@ pub fn is_string(code: Code) -> bool {
 }
 
 impl Op {
-    fn new(instr: &Instruction) -> Option<Self> {
+    fn new(core: &Core, instr: &Instruction) -> Option<Self> {
         let (kind, size) = kind_and_size(instr.code())?;
         let address_bits = instr
             .op_kinds()
@@ -143,7 +143,7 @@ impl Op {
             (true, _, false) | (_, true, false) => Repeat::Count,
             _ => Repeat::No,
         };
-        let source = segment_index(instr.memory_segment());
+        let source = operand_segment(core, instr);
         Some(Self { kind, size, address_mask: mask(address_bits), source, repeat })
     }
 
@@ -233,7 +233,7 @@ pub fn string(
     max_iterations: u64,
 ) -> Result<StringOutcome, StringFault> {
     debug_assert!(max_iterations > 0);
-    let Some(op) = Op::new(instr).filter(|_| !instr.has_lock_prefix()) else {
+    let Some(op) = Op::new(core, instr).filter(|_| !instr.has_lock_prefix()) else {
         return Err(StringFault { exception: Exception::ud(), iterations: 0 });
     };
     let next = next_rip(core, instr);

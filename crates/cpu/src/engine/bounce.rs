@@ -15,7 +15,7 @@ use super::plain::Rewriter;
 use super::vcpu::{BOUNCE_CODE_BYTES, Vcpu};
 use crate::Bus;
 use crate::core::{Core, Intent};
-use iced_x86::{Code, EncodingKind, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind};
+use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind};
 use x86::{Exception, vector};
 
 struct Operand {
@@ -47,14 +47,13 @@ impl Vcpu {
             core.state.rip = instr.next_ip();
             return Ok(core.data_hits);
         }
+        if class == Class::Memory && must_be_aligned(&instr) {
+            check_vector_alignment(&core, &instr)?;
+        }
         let operand = if class == Class::Memory { Some(operand(&core, &mut instr, &info)?) } else { None };
         let place = operand.as_ref().map_or(0, |o| (o.linear & 63) as usize);
         let mut hits = 0;
         if let Some(o) = &operand {
-            if must_be_aligned(&instr) && o.linear as usize & (o.size - 1) != 0 {
-                // Before the page is looked at; where it can be accessed, the host finds out.
-                return Err(Exception::gp(0));
-            }
             if o.write {
                 core.check_write(o.linear, o.size, Intent::Explicit)?;
             }
@@ -165,30 +164,35 @@ fn operand(core: &Core, instr: &mut Instruction, info: &InstructionInfo) -> Resu
         OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
     );
     let read = !matches!(access, OpAccess::Write | OpAccess::None | OpAccess::NoMemAccess);
-    // A conditional or partial write leaves some bytes: they must be there to be written back.
-    let read = read || access == OpAccess::CondWrite;
+    // A conditional or partial write leaves some bytes: they must be there to be written back. So
+    // does an x87 store that raises an unmasked exception, which is delivered only later.
+    let read = read || access == OpAccess::CondWrite || write && is_x87(instr);
     let mut displacement = 0;
     if let Some(code) = immediate_bit_form(instr.code()) {
         let register = instr.op1_register();
         let bits = 8 * size as u64;
         let value = flow::read_register(core, register);
         let signed = ((value << (64 - bits)) as i64) >> (64 - bits);
-        displacement = signed.div_euclid(bits as i64) * size as i64;
+        displacement = (signed.div_euclid(bits as i64) * size as i64) as u64;
         instr.set_code(code);
         instr.set_op1_kind(OpKind::Immediate8);
         instr.set_immediate8((value & (bits - 1)) as u8);
     }
-    let mut linear = flow::linear_address(core, instr, if displacement == 0 { size } else { 0 }, write)?;
-    if displacement != 0 {
-        linear = linear.wrapping_add(displacement as u64);
-        if core.state.code64() && !x86::paging::is_canonical(linear) {
-            return Err(Exception::gp(0));
-        }
-        if !core.state.code64() {
-            linear &= 0xffff_ffff;
-        }
-    }
+    let linear = flow::linear_address_at(core, instr, displacement, size, write)?;
     Ok(Operand { linear, size, read, write })
+}
+
+/// #GP for a misaligned operand that must be aligned: before the address's form and its page are
+/// looked at. Where both are fine, the host finds out by itself.
+fn check_vector_alignment(core: &Core, instr: &Instruction) -> Result<(), Exception> {
+    let linear = flow::linear_address_unchecked(core, instr);
+    let aligned = linear & (instr.memory_size().size() as u64 - 1) == 0;
+    if aligned { Ok(()) } else { Err(Exception::gp(0)) }
+}
+
+fn is_x87(instr: &Instruction) -> bool {
+    use CpuidFeature::{FPU, FPU287, FPU387};
+    instr.cpuid_features().iter().any(|f| matches!(f, FPU | FPU287 | FPU387))
 }
 
 /// Whether a misaligned memory operand raises #GP: 16-byte operands of legacy-encoded instructions
@@ -200,10 +204,12 @@ fn must_be_aligned(instr: &Instruction) -> bool {
         Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa | Cmpxchg16b => true,
         Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestri64 | Pcmpestrm | Pcmpestrm64 | Pcmpistri
         | Pcmpistrm => false,
+        // Not checked by the model's vendor's processors.
+        Sha1rnds4 | Sha1nexte | Sha1msg1 | Sha1msg2 | Sha256rnds2 | Sha256msg1 | Sha256msg2 => false,
         _ => {
             instr.code().encoding() == EncodingKind::Legacy
                 && instr.memory_size().size() == 16
-                && (0..instr.op_count()).any(|op| instr.op_register(op).is_xmm())
+                && (0..instr.op_count()).any(|op| instr.op_register(op).is_xmm() || instr.op_register(op).is_mm())
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::core::{Core, Intent};
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register};
+use crate::system::operand_segment;
 use x86::{Exception, SegmentIndex, flags, gpr};
 
 use super::emit::guest_of;
@@ -126,31 +127,46 @@ pub fn write_register(core: &mut Core, register: Register, value: u64) {
 
 /// The linear address of the memory operand, checked for `len` bytes.
 pub fn linear_address(core: &Core, instr: &Instruction, len: usize, write: bool) -> Result<u64, Exception> {
-    let segment = segment_of(instr.memory_segment());
-    core.linear(segment, effective_address(core, instr), len, write)
+    linear_address_at(core, instr, 0, len, write)
 }
 
-fn segment_of(register: Register) -> SegmentIndex {
-    match register {
-        Register::ES => SegmentIndex::Es,
-        Register::CS => SegmentIndex::Cs,
-        Register::SS => SegmentIndex::Ss,
-        Register::FS => SegmentIndex::Fs,
-        Register::GS => SegmentIndex::Gs,
-        _ => SegmentIndex::Ds,
-    }
+/// The linear address of the memory operand without any checks.
+pub fn linear_address_unchecked(core: &Core, instr: &Instruction) -> u64 {
+    let segment = operand_segment(core, instr);
+    let based = !core.state.code64() || matches!(segment, SegmentIndex::Fs | SegmentIndex::Gs);
+    let base = if based { core.state.seg[segment as usize].base } else { 0 };
+    base.wrapping_add(effective_address(core, instr))
+}
+
+/// The same `displacement` bytes on: the part of a bit string that an instruction means. It counts
+/// within the width of addresses.
+pub fn linear_address_at(
+    core: &Core,
+    instr: &Instruction,
+    displacement: u64,
+    len: usize,
+    write: bool,
+) -> Result<u64, Exception> {
+    let segment = operand_segment(core, instr);
+    core.linear(segment, effective_address_at(core, instr, displacement), len, write)
 }
 
 /// The offset of the memory operand within its segment.
 pub fn effective_address(core: &Core, instr: &Instruction) -> u64 {
+    effective_address_at(core, instr, 0)
+}
+
+fn effective_address_at(core: &Core, instr: &Instruction, displacement: u64) -> u64 {
     if instr.is_ip_rel_memory_operand() {
-        return instr.memory_displacement64();
+        let sum = instr.memory_displacement64().wrapping_add(displacement);
+        return if instr.memory_base() == Register::EIP { sum & 0xffff_ffff } else { sum };
     }
     let base = read_register(core, instr.memory_base());
     let index = read_register(core, instr.memory_index());
     let sum = base
         .wrapping_add(index.wrapping_mul(instr.memory_index_scale() as u64))
-        .wrapping_add(instr.memory_displacement64());
+        .wrapping_add(instr.memory_displacement64())
+        .wrapping_add(displacement);
     let register = match instr.memory_base() {
         Register::None => instr.memory_index(),
         base => base,

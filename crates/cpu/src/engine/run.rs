@@ -8,7 +8,7 @@ use super::regs;
 use super::signals::{self, Running};
 use super::tlb::Mapping;
 use super::translate::{Place, Translator};
-use super::vcpu::{Exit, Vcpu};
+use super::vcpu::{Exit, Miss, Vcpu};
 use crate::core::Intent;
 use crate::walk::{self, Access};
 use crate::{Activity, Bus, debug, deliver};
@@ -16,6 +16,9 @@ use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
 use iced_x86::Instruction;
 use memory::Marks;
 use x86::{Exception, flags, paging};
+
+/// How often the TLB is filled for one execution of an instruction before it is done from Rust.
+const FILLS_MAX: u8 = 4;
 
 /// What to do after an exit was handled.
 enum Next {
@@ -177,18 +180,21 @@ impl Vcpu {
                 let keeps_rf = instr.mnemonic() == iced_x86::Mnemonic::Iretq
                     || instr.mnemonic() == iced_x86::Mnemonic::Iretd
                     || instr.mnemonic() == iced_x86::Mnemonic::Iret;
-                self.interpret(bus, &instr, budget).map(|done| (done, keeps_rf))
+                use iced_x86::Mnemonic::{Int, Int3, Into, Syscall};
+                let reloads_tf = matches!(instr.mnemonic(), Int | Int3 | Into | Syscall);
+                self.interpret(bus, &instr, budget).map(|done| (done, keeps_rf, reloads_tf))
             }
             Err(exception) => Err(Faulted::from(exception)),
         };
         match outcome {
-            Ok((done, keeps_rf)) => {
+            Ok((done, keeps_rf, reloads_tf)) => {
                 let state = &mut self.hot().state;
                 state.retired += done.retired;
                 if !keeps_rf {
                     state.rflags &= !flags::RF;
                 }
-                let single_step = before & flags::TF != 0;
+                // Software interrupts clear TF, and SYSCALL goes by the TF that it leaves.
+                let single_step = before & if reloads_tf { state.rflags } else { u64::MAX } & flags::TF != 0;
                 if state.in_interrupt_shadow() {
                     return;
                 }
@@ -555,7 +561,8 @@ impl Vcpu {
                 && let Some(page) = bus.ram().page_index(found.phys)
             {
                 let marks = bus.ram().marks(page);
-                if !(write && marks.any(Marks::HOOKED) || marks.any(Marks::WATCHED)) {
+                let slow = write && marks.any(Marks::HOOKED) || marks.any(Marks::WATCHED);
+                if !slow && self.may_fill(block, k) {
                     if write {
                         bus.ram().mark_dirty(page);
                     }
@@ -567,6 +574,17 @@ impl Vcpu {
         }
         self.arrive_at(block, k);
         self.interpret_in_block(bus, mode, id)
+    }
+
+    /// Whether a retry of this instruction can succeed: two operands on pages that share a TLB slot
+    /// would evict each other for ever.
+    fn may_fill(&mut self, block: BlockId, k: u8) -> bool {
+        let (budget, horizon) = (self.hot().budget, self.horizon);
+        let last = self.last_miss;
+        let miss = Miss { budget, horizon, site: (block.0, k), fills: last.fills };
+        let fills = if miss == last { last.fills + 1 } else { 1 };
+        self.last_miss = Miss { fills, ..miss };
+        fills <= FILLS_MAX
     }
 
     /// Executes the instruction of an exit from Rust and goes on behind it if nothing changed.

@@ -87,9 +87,22 @@ pub struct Vcpu {
     pub(super) horizon: u64,
     /// The host's x87 registers hold the guest's.
     pub(super) x87_in_host: bool,
+    /// The last TLB miss in translated code and how often it was filled for: see `run`.
+    pub(super) last_miss: Miss,
     pub(super) chaos: Option<u64>,
     pub(super) interpret_all: bool,
     pub statistics: Statistics,
+}
+
+/// One instruction's TLB misses.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Miss {
+    /// Budget and horizon, which tell executions of the same instruction apart.
+    pub budget: u64,
+    pub horizon: u64,
+    /// The instruction: block and number.
+    pub site: (u32, u8),
+    pub fills: u8,
 }
 
 /// Room for one re-encoded instruction and its register shuffles.
@@ -132,6 +145,7 @@ impl Vcpu {
             bounce_code,
             horizon: 0,
             x87_in_host: false,
+            last_miss: Miss::default(),
             chaos: config.chaos,
             interpret_all: false,
             statistics: Statistics::default(),

@@ -17,6 +17,19 @@ pub(crate) fn segment_index(register: Register) -> SegmentIndex {
     }
 }
 
+/// The segment of the instruction's memory operand. In 64-bit mode prefixes other than FS and GS
+/// are ignored, which shows in what a non-canonical address raises: #SS for the stack's, else #GP.
+pub(crate) fn operand_segment(core: &Core, instr: &Instruction) -> SegmentIndex {
+    let named = segment_index(instr.memory_segment());
+    if !core.state.code64() || matches!(named, SegmentIndex::Fs | SegmentIndex::Gs) {
+        return named;
+    }
+    match instr.memory_base() {
+        Register::RSP | Register::ESP | Register::RBP | Register::EBP => SegmentIndex::Ss,
+        _ => SegmentIndex::Ds,
+    }
+}
+
 fn is_high_byte(register: Register) -> bool {
     matches!(register, Register::AH | Register::CH | Register::DH | Register::BH)
 }
@@ -84,7 +97,7 @@ pub(crate) fn effective_offset(core: &Core, instr: &Instruction, vector_index: u
 /// The linear address of the memory operand, `len` bytes of which are accessed.
 pub(crate) fn address(core: &Core, instr: &Instruction, len: usize, write: bool) -> Result<u64, Exception> {
     let offset = effective_offset(core, instr, 0);
-    core.linear(segment_index(instr.memory_segment()), offset, len, write)
+    core.linear(operand_segment(core, instr), offset, len, write)
 }
 
 /// Reads operand `op`, a register or `size` bytes of memory, zero-extended.

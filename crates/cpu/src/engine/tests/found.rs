@@ -64,3 +64,17 @@ fn an_indirect_call_to_a_non_canonical_address_pushes_nothing() {
     assert_eq!(g.board.ram.read_u64(GuestPhys(DATA + 0xf8)), Some(1 << 63));
     assert_eq!(g.board.ram.read_u64(GuestPhys(0x7_0000 - 16)), Some(DATA + 0x100), "RSP in the frame");
 }
+
+#[test]
+fn operands_that_share_a_tlb_slot_do_not_evict_each_other_for_ever() {
+    let mut g = Guest::program(|a| {
+        a.mov(rsp, DATA + 0x100).unwrap();
+        a.mov(rbx, DATA + 0x10_0000).unwrap(); // 256 pages on
+        a.push(qword_ptr(rbx)).unwrap();
+        a.pop(rax).unwrap();
+        a.hlt().unwrap();
+    });
+    assert!(g.board.ram.write_u64(GuestPhys(DATA + 0x10_0000), 0x77));
+    assert_eq!(g.run(), Exit::Halted);
+    assert_eq!(g.reg(gpr::RAX), 0x77);
+}
