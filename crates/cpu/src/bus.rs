@@ -26,6 +26,11 @@ pub trait Bus {
     fn msr_write(&mut self, at: Position, index: u32, value: u64) -> bool;
     /// The time-stamp counter at `at`, without IA32_TSC_ADJUST.
     fn tsc(&mut self, at: Position) -> u64;
+    /// If [`Self::tsc`] is the position plus a constant until the processor next returns to the
+    /// machine: that constant.
+    fn tsc_offset(&self) -> Option<u64> {
+        None
+    }
     /// The task priority as CR8 shows it (0 to 15).
     fn read_cr8(&mut self) -> u64;
     /// Sets it.

@@ -23,6 +23,7 @@ mod initramfs;
 pub mod job;
 mod modules;
 mod panic;
+mod passt;
 mod small;
 mod tool;
 
@@ -31,6 +32,7 @@ pub use cache::Cache;
 pub use debian::Flavour;
 pub use error::GuestError;
 pub use panic::{PanicLine, PanicReader};
+pub use passt::{cached_passt, passt};
 pub use small::SmallGuest;
 
 /// Where a long step says what it does, one short line each, without a trailing full stop.

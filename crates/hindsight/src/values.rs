@@ -1,9 +1,11 @@
-//! Values on the command line: sizes, places in a run, ports, networks.
+//! Values on the command line: sizes, places in a run; networks and forwards are [`hostnet`]'s.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+
+pub use hostnet::{Forward, Net};
 
 /// Why a value is not one; clap puts the option's name in front.
 pub type ValueError = String;
@@ -120,67 +122,6 @@ pub fn duration(text: &str) -> Result<Duration, ValueError> {
     if time.is_zero() { Err("the time must be more than zero".to_owned()) } else { Ok(time) }
 }
 
-/// Where the guest's network card leads.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Net {
-    /// There is no card.
-    None,
-    /// To the host's network through passt, without root.
-    User,
-    /// To a tap interface of the host.
-    Tap(String),
-    /// To a stream socket with QEMU's framing.
-    Unix(PathBuf),
-}
-
-impl FromStr for Net {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<Self, ValueError> {
-        match text.split_once('=') {
-            None if text == "none" => Ok(Net::None),
-            None if text == "user" => Ok(Net::User),
-            // Linux's IFNAMSIZ is 16 with the closing zero.
-            Some(("tap", name)) if (1..16).contains(&name.len()) && !name.contains('/') => {
-                Ok(Net::Tap(name.to_owned()))
-            }
-            Some(("unix", path)) if !path.is_empty() => Ok(Net::Unix(path.into())),
-            _ => Err("a network is none, user, tap=INTERFACE or unix=PATH".to_owned()),
-        }
-    }
-}
-
-impl fmt::Display for Net {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Net::None => f.write_str("none"),
-            Net::User => f.write_str("user"),
-            Net::Tap(name) => write!(f, "tap={name}"),
-            Net::Unix(path) => write!(f, "unix={}", path.display()),
-        }
-    }
-}
-
-/// A TCP port of the host that leads to one of the guest: `HOST:GUEST`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forward {
-    /// The port on the host's loopback address.
-    pub host: u16,
-    /// The port in the guest.
-    pub guest: u16,
-}
-
-impl FromStr for Forward {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<Self, ValueError> {
-        let wrong = || "a forward is HOST:GUEST, two ports from 1 to 65535".to_owned();
-        let port = |text: &str| text.parse().ok().filter(|port| *port != 0).ok_or_else(wrong);
-        let (host, guest) = text.split_once(':').ok_or_else(wrong)?;
-        Ok(Self { host: port(host)?, guest: port(guest)? })
-    }
-}
-
 /// Where the guest's console goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConsoleTo {
@@ -246,19 +187,6 @@ mod tests {
         assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
         for wrong in ["", "0", "-1", "inf", "1d", "s", "1e400", "9999999999999999999999"] {
             assert!(duration(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn networks_and_forwards() {
-        assert_eq!("tap=tap0".parse(), Ok(Net::Tap("tap0".into())));
-        assert_eq!("unix=/run/a=b".parse(), Ok(Net::Unix("/run/a=b".into())));
-        for wrong in ["", "tap", "tap=", "tap=a/b", "tap=abcdefghijklmnop", "unix=", "users", "none=1"] {
-            assert!(wrong.parse::<Net>().is_err(), "{wrong}");
-        }
-        assert_eq!("8080:80".parse(), Ok(Forward { host: 8080, guest: 80 }));
-        for wrong in ["", "80", "80:", "0:80", "1:65536", "a:b", "1:2:3"] {
-            assert!(wrong.parse::<Forward>().is_err(), "{wrong}");
         }
     }
 }

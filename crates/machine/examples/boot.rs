@@ -9,11 +9,23 @@ use machine::boot::{Role, read_file};
 use machine::{BoardConfig, Gate, Idle, Input, Machine, MachineConfig, PciBus, Stop};
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-struct Terminal;
+/// Prints what the guest prints, and notes when it has prompted.
+#[derive(Clone, Default)]
+struct Terminal {
+    prompted: Arc<AtomicBool>,
+    tail: Vec<u8>,
+}
 
 impl Outside for Terminal {
     fn console(&mut self, _port: u32, bytes: &[u8]) {
+        self.tail.extend_from_slice(bytes);
+        if self.tail.ends_with(b"~ # ") {
+            self.prompted.store(true, Ordering::Relaxed);
+        }
+        self.tail.drain(..self.tail.len().saturating_sub(8));
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(bytes).and_then(|()| out.flush());
     }
@@ -33,10 +45,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = x86::CpuModel::plain(x86::Level::V3);
     let vcpu = Vcpu::new(VcpuConfig { model, code_cache_bytes: 64 << 20, chaos: None })?;
     let config = MachineConfig { board: BoardConfig::default(), idle: Idle::Skip };
+    let terminal = Terminal::default();
     let mut pci = PciBus::new();
     pci.add_entropy([7; 32])?;
     pci.add_console(1, 80, 25)?;
-    let mut machine = Machine::new(config, vcpu, pci, Gate::live(None), Box::new(Terminal))?;
+    let mut machine = Machine::new(config, vcpu, pci, Gate::live(None), Box::new(terminal.clone()))?;
     let (kernel_bytes, initrd_bytes) = (read_file(Role::Kernel, &kernel)?, read_file(Role::Initrd, &initrd)?);
     machine.load_linux(&LinuxGuest {
         kernel_path: &kernel,
@@ -54,11 +67,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let limit = machine.position().after(10_000_000);
         match machine.run_until(limit) {
             Stop::Limit | Stop::Breath => {}
-            Stop::Idle { until: None } if !typed => {
-                typed = true;
-                machine.inject(Input::Serial { port: 0, bytes: b"uname -a; poweroff -f\n".to_vec() })?;
-            }
             other => break Some(other),
+        }
+        if !typed && terminal.prompted.load(Ordering::Relaxed) {
+            typed = true;
+            let text = "uname -a; date; cat /proc/interrupts; poweroff -f\n";
+            machine.inject(Input::Serial { port: 0, bytes: text.into() })?;
         }
         if started.elapsed().as_secs() >= seconds {
             break None;

@@ -103,6 +103,11 @@ impl Clock {
         self.base_time.after_ns(u64::try_from(ns).unwrap_or(u64::MAX))
     }
 
+    /// If guest time in nanoseconds is the position plus a constant: that constant.
+    pub fn offset_ns(&self) -> Option<u64> {
+        (self.rate == Rate::ONE).then(|| self.base_time.ns().wrapping_sub(self.base_position.count()))
+    }
+
     /// The first position at which guest time is at or past `time` if nothing changes the clock
     /// before: the inverse of [`Self::time_at`]. Never before the clock's last change.
     pub fn position_of(&self, time: GuestTime) -> Position {

@@ -126,6 +126,8 @@ pub struct Case {
     pub items: Vec<Item>,
     /// Registers at the start.
     pub registers: Registers,
+    /// Some access is aimed at the code pages: the host then counts with their contents in place.
+    pub reads_code: bool,
     /// Mapped pages; [`Case::assemble`] puts the program into the code pages among them.
     pages: Vec<Page>,
     /// Linear address of each item, then of the end marker.
@@ -145,7 +147,8 @@ impl Case {
         registers: Registers,
         pages: Vec<Page>,
     ) -> Result<Self, AssembleError> {
-        let mut case = Self { seed, mode, start, items, registers, pages, addresses: Vec::new() };
+        let mut case =
+            Self { seed, mode, start, items, registers, reads_code: false, pages, addresses: Vec::new() };
         case.assemble()?;
         Ok(case)
     }

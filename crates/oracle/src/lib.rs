@@ -36,5 +36,6 @@ pub use minimise::minimise;
 pub use outcome::{Discard, Ending, Fault, Outcome, vector};
 pub use state::{FXSAVE, GPR_NAMES, MXCSR_DEFAULT, Registers, flag};
 
-/// A case that retires more instructions than this is discarded.
-pub const STEP_LIMIT: u64 = 512;
+/// A program with branches that retires more instructions than this is discarded. Above what a
+/// REP-prefixed instruction can do before it leaves the data pages.
+pub const STEP_LIMIT: u64 = 10_000;

@@ -64,6 +64,16 @@ fn the_host_agrees_with_itself_in_compatibility_mode() {
 }
 
 #[test]
+fn counting_by_pieces_agrees_with_single_stepping() {
+    let (mut host, mut stepping) = (HostExecutor::new().unwrap(), HostExecutor::new().unwrap());
+    stepping.step_everything(true);
+    let compatibility_percent = if host.runs_compatibility_mode() { 30 } else { 0 };
+    let options = Options { compatibility_percent, ..Options::default() };
+    let report = campaign(&mut host, &mut stepping, 500_000..506_000, &options, Budget::default());
+    assert!(report.failures.is_empty(), "{report}");
+}
+
+#[test]
 fn nearly_every_instruction_form_is_exercised() {
     let mut host = HostExecutor::new().unwrap();
     let mut coverage = Coverage::default();

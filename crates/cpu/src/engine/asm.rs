@@ -164,6 +164,10 @@ impl Asm {
     pub fn load(&mut self, width: Width, dst: Reg, mem: Mem) {
         self.op_mem(width, &[0x8b], dst.0, mem);
     }
+    /// `movzx dst32, word [mem]`.
+    pub fn load_zero16(&mut self, dst: Reg, mem: Mem) {
+        self.op_mem(Width::W32, &[0x0f, 0xb7], dst.0, mem);
+    }
     /// `mov [mem], src`.
     pub fn store(&mut self, width: Width, mem: Mem, src: Reg) {
         self.op_mem(width, &[0x89], src.0, mem);

@@ -15,6 +15,7 @@
 use super::arena::Arena;
 use super::classify::Class;
 use super::hot::{CODE_SLOTS, JUMP_ENTRIES, SETS};
+use base::PAGE_SIZE;
 use iced_x86::Instruction;
 use std::collections::HashMap;
 
@@ -40,6 +41,13 @@ impl Mode {
     pub const STACK32: Mode = Mode(1 << 14);
     /// A debugger or the guest's debug registers want every access to be executed precisely.
     pub const PRECISE: Mode = Mode(1 << 15);
+
+    /// CPL 0.
+    pub const RING0: Mode = Mode(1 << 16);
+    /// CR4.SMAP is set.
+    pub const SMAP: Mode = Mode(1 << 17);
+    /// RDTSC does not fault at CPL 3 (CR4.TSD clear).
+    pub const USER_TSC: Mode = Mode(1 << 18);
 
     /// A mode with only its code size, 16, 32 or 64.
     pub const fn of_bits(bits: u32) -> Mode {
@@ -132,8 +140,11 @@ pub struct Block {
     pub end: u32,
     /// Start and, one more than there are instructions, their boundaries.
     pub insns: Box<[Insn]>,
-    /// Guest bytes covered, all in one page.
+    /// Guest bytes covered, from `key.phys` on.
     pub bytes: u16,
+    /// The physical page that the bytes behind the first page's end are in: only a block of one
+    /// instruction has any.
+    pub second_page: Option<u64>,
     /// False once its guest bytes were written.
     pub live: bool,
     /// Exits linked to this block.
@@ -141,6 +152,13 @@ pub struct Block {
 }
 
 impl Block {
+    /// The bytes covered in physical page `page`: offset and length.
+    fn covered(&self, page: u64) -> (usize, usize) {
+        let first = self.key.phys as usize & 0xfff;
+        let here = (self.bytes as usize).min(PAGE_SIZE - first);
+        if page == self.key.phys >> 12 { (first, here) } else { (0, self.bytes as usize - here) }
+    }
+
     /// The linear address of instruction `k` (`k` may be the count: one past the last).
     pub fn virt_of(&self, k: u8) -> u64 {
         self.key.virt.wrapping_add(self.insns[k as usize].delta as u64)
@@ -153,7 +171,7 @@ pub enum ExitKind {
     /// A TLB miss: the linear address is in the given host register plus displacement.
     Access { register: u8, displacement: i32, size: u8, write: bool, decoded: DecodedId },
     /// A direct jump that is not linked: its target, the jump to patch, and what it jumps to now.
-    Branch { target: u64, field: u32, stub: u32 },
+    Branch { target: u64, mode: Mode, field: u32, stub: u32 },
     /// An indirect jump missed the jump cache; the target is in host R10.
     Indirect,
     /// The instruction is executed by Rust.
@@ -251,12 +269,12 @@ impl Blocks {
     pub fn add(&mut self, block: Block) -> BlockId {
         let id = self.next_id();
         self.next = (block.end + 15) & !15;
-        let page = self
-            .pages
-            .entry(block.key.phys >> 12)
-            .or_insert_with(|| CodePage { lines: 0, blocks: Vec::new() });
-        page.lines |= lines(block.key.phys as usize & 0xfff, block.bytes as usize);
-        page.blocks.push(id);
+        for number in [Some(block.key.phys >> 12), block.second_page].into_iter().flatten() {
+            let page = self.pages.entry(number).or_insert_with(|| CodePage { lines: 0, blocks: Vec::new() });
+            let (offset, len) = block.covered(number);
+            page.lines |= lines(offset, len);
+            page.blocks.push(id);
+        }
         self.by_key.insert(block.key, id);
         self.list.push(block);
         id
@@ -287,14 +305,14 @@ impl Blocks {
         code.lines = 0;
         code.blocks.retain(|id| {
             let b = &list[id.0 as usize];
-            let first = b.key.phys as usize & 0xfff;
-            let hit = first < offset + len && offset < first + b.bytes as usize;
+            let (first, covered) = b.covered(page);
+            let hit = first < offset + len && offset < first + covered;
             if hit {
                 gone.push(*id);
-            } else {
-                code.lines |= lines(first, b.bytes as usize);
+            } else if b.live {
+                code.lines |= lines(first, covered);
             }
-            !hit
+            !hit && b.live
         });
         let empty = code.blocks.is_empty();
         if empty {
@@ -306,8 +324,12 @@ impl Blocks {
         empty
     }
 
-    fn forget(&mut self, arena: &mut Arena, id: BlockId) {
+    /// Unlinks and forgets one block. Its pages drop it when they are next looked at.
+    pub fn forget(&mut self, arena: &mut Arena, id: BlockId) {
         let block = &mut self.list[id.0 as usize];
+        if !block.live {
+            return;
+        }
         block.live = false;
         self.by_key.remove(&block.key);
         let checked = block.checked as u64;

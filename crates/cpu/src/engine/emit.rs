@@ -26,7 +26,7 @@
 //!   op    [r10 + r11]
 //! ```
 
-use super::asm::{Asm, Fixup32, Mem, Reg, Width};
+use super::asm::{Asm, Fixup8, Fixup32, Mem, Reg, Width};
 use super::blocks::{BlockId, DecodedId, Exit, ExitId, ExitKind, Mode};
 use super::hot::{Field, code_slot, tlb_slot};
 use super::regs;
@@ -53,6 +53,7 @@ enum StubKind {
     /// A direct jump; for side exits, how many uncounted instructions to give back.
     Branch {
         target: u64,
+        mode: Mode,
         give_back: u8,
     },
 }
@@ -96,13 +97,33 @@ impl<'a> Emitter<'a> {
     }
 
     /// Emits both entries of a block of `count` instructions; returns (checked, entry).
-    pub fn head(&mut self, virt: u64, page_id: u32, count: u8) -> (u32, u32) {
+    ///
+    /// `second_id` is the identity of the next page, for the instruction that reaches into it.
+    pub fn head(&mut self, virt: u64, page_id: u32, second_id: Option<u32>, count: u8) -> (u32, u32) {
         let checked = self.asm.here();
-        let slot = self.table(Field::CODE_PAGE) + 4 * code_slot(virt >> 12) as u32;
+        let matches = self.page_check(virt >> 12, page_id);
+        if let Some(second) = second_id {
+            self.asm.bind8(matches);
+            let entry = self.asm.here();
+            let matches = self.page_check((virt >> 12).wrapping_add(1), second);
+            self.count(matches, count);
+            return (checked, entry);
+        }
+        let entry = self.count(matches, count);
+        (checked, entry)
+    }
+
+    fn page_check(&mut self, virt_page: u64, id: u32) -> Fixup8 {
+        let slot = self.table(Field::CODE_PAGE) + 4 * code_slot(virt_page) as u32;
         self.asm.load(Width::W32, Reg::RCX, Mem::abs(slot));
-        self.asm.lea(Width::W32, Reg::RCX, Mem::base(Reg::RCX, -(page_id as i32)));
+        self.asm.lea(Width::W32, Reg::RCX, Mem::base(Reg::RCX, -(id as i32)));
         let matches = self.asm.jrcxz();
         self.jump_out(ExitKind::PageCheck);
+        matches
+    }
+
+    /// Counts the block's instructions at its entry, whose address is returned.
+    fn count(&mut self, matches: Fixup8, count: u8) -> u32 {
         let expired = self.asm.here();
         self.jump_out(ExitKind::Expired);
         self.asm.bind8(matches);
@@ -111,7 +132,7 @@ impl<'a> Emitter<'a> {
         self.asm.lea(Width::W64, regs::BUDGET, Mem::base(regs::BUDGET, -cost));
         self.asm.shrx(Reg::RCX, regs::BUDGET, regs::BUDGET);
         self.asm.jrcxz_back(expired);
-        (checked, entry)
+        entry
     }
 
     /// `jmp` to an out-of-line exit.
@@ -122,14 +143,21 @@ impl<'a> Emitter<'a> {
 
     /// `jmp` to a guest address of this block's address space, linked later.
     pub fn jump_to(&mut self, target: u64) {
+        self.jump_to_mode(target, self.mode);
+    }
+
+    /// The same, where the code is to be translated for another mode.
+    pub fn jump_to_mode(&mut self, target: u64, mode: Mode) {
         let from = self.asm.jmp_forward();
-        self.stubs.push(Stub { from, insn: self.insn, kind: StubKind::Branch { target, give_back: 0 } });
+        let kind = StubKind::Branch { target, mode, give_back: 0 };
+        self.stubs.push(Stub { from, insn: self.insn, kind });
     }
 
     /// `jcc` likewise; `give_back` instructions of the block will not have run.
     pub fn branch_to(&mut self, condition: u8, target: u64, give_back: u8) {
         let from = self.asm.jcc_forward(condition);
-        self.stubs.push(Stub { from, insn: self.insn, kind: StubKind::Branch { target, give_back } });
+        let kind = StubKind::Branch { target, mode: self.mode, give_back };
+        self.stubs.push(Stub { from, insn: self.insn, kind });
     }
 
     /// Executes this instruction in Rust, inline; translation goes on behind it.
@@ -162,7 +190,7 @@ impl<'a> Emitter<'a> {
                     let id = self.exit_for(stub.insn, kind);
                     self.leave_with(id);
                 }
-                StubKind::Branch { target, give_back } => {
+                StubKind::Branch { target, mode, give_back } => {
                     let mut field = self.asm.field(stub.from);
                     if give_back > 0 {
                         let back = give_back as i32 * regs::UNIT as i32;
@@ -172,7 +200,8 @@ impl<'a> Emitter<'a> {
                         field = self.asm.field(jump);
                     }
                     let stub_address = self.asm.here();
-                    let id = self.exit_for(stub.insn, ExitKind::Branch { target, field, stub: stub_address });
+                    let id = self
+                        .exit_for(stub.insn, ExitKind::Branch { target, mode, field, stub: stub_address });
                     self.leave_with(id);
                 }
             }

@@ -71,6 +71,21 @@ pub struct Hot {
     /// Host R10 and R11 at an exit: address and scratch of the site.
     pub r10: u64,
     pub r11: u64,
+    /// The interrupt, direction and alignment flags (0 or 1), and all that are neither these nor
+    /// status flags, while translated code runs.
+    pub interrupts: u32,
+    pub direction: u32,
+    pub alignment: u32,
+    pub other_flags: u32,
+    /// Whether a maskable interrupt waits.
+    pub pending: u32,
+    /// Budget register at the last STI that enabled interrupts (0: none since the last entry), and
+    /// how many instructions counted by then had not run.
+    pub sti_rest: u32,
+    pub sti_budget: u64,
+    /// Whether the time-stamp counter is `tsc_base - (budget >> 6)`.
+    pub tsc_linear: u32,
+    pub tsc_base: u64,
     /// Holds a value between the two memory accesses of one instruction.
     pub temporary: u64,
     /// Rust's MXCSR.
@@ -96,6 +111,21 @@ impl Field {
     pub const fn segment_base(n: usize) -> u32 {
         (offset_of!(Hot, state) + offset_of!(CpuState, seg) + n * size_of::<x86::Segment>()) as u32
     }
+    pub const fn selector(n: usize) -> u32 {
+        Self::segment_base(n) + offset_of!(x86::Segment, selector) as u32
+    }
+    pub const INTERRUPTS: u32 = offset_of!(Hot, interrupts) as u32;
+    pub const DIRECTION: u32 = offset_of!(Hot, direction) as u32;
+    pub const ALIGNMENT: u32 = offset_of!(Hot, alignment) as u32;
+    pub const OTHER_FLAGS: u32 = offset_of!(Hot, other_flags) as u32;
+    pub const PENDING: u32 = offset_of!(Hot, pending) as u32;
+    pub const STI_REST: u32 = offset_of!(Hot, sti_rest) as u32;
+    pub const STI_BUDGET: u32 = offset_of!(Hot, sti_budget) as u32;
+    pub const TSC_LINEAR: u32 = offset_of!(Hot, tsc_linear) as u32;
+    pub const TSC_BASE: u32 = offset_of!(Hot, tsc_base) as u32;
+    const MSR: usize = offset_of!(Hot, state) + offset_of!(CpuState, msr);
+    pub const KERNEL_GS_BASE: u32 = (Self::MSR + offset_of!(crate::SystemMsrs, kernel_gs_base)) as u32;
+    pub const TSC_AUX: u32 = (Self::MSR + offset_of!(crate::SystemMsrs, tsc_aux)) as u32;
     pub const fn ymm(n: usize) -> u32 {
         (offset_of!(Hot, state) + offset_of!(CpuState, fpu) + offset_of!(crate::Fpu, ymm) + 32 * n) as u32
     }

@@ -5,7 +5,7 @@
 //! | `regs` | where guest registers live; the budget register |
 //! | `arena`, `hot` | the memory below 2 GiB that translated code runs in and talks to |
 //! | `thunks`, `signals`, `x87` | crossing between Rust and translated code |
-//! | `asm`, `emit`, `plain`, `translate`, `classify` | the translator |
+//! | `asm`, `emit`, `plain`, `privileged`, `translate`, `classify` | the translator |
 //! | `blocks`, `tlb` | what is cached, and when it is dropped |
 //! | `run`, `interpret`, `flow`, `bounce` | the loop, and executing one instruction from Rust |
 //! | `vcpu` | the type everyone else sees |
@@ -20,6 +20,7 @@ mod flow;
 mod hot;
 mod interpret;
 mod plain;
+mod privileged;
 mod regs;
 mod run;
 mod signals;

@@ -2,18 +2,18 @@
 
 use super::blocks::{BlockId, BlockKey, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
 use super::classify::Class;
-use super::hot::{JUMP_ENTRIES, JumpEntry};
+use super::hot::{Hot, JUMP_ENTRIES, JumpEntry};
 use super::interpret::Faulted;
 use super::regs;
 use super::signals::{self, Running};
 use super::tlb::Mapping;
-use super::translate::Place;
+use super::translate::{Place, Translator};
 use super::vcpu::{Exit, Vcpu};
 use crate::walk::{self, Access};
 use crate::{Activity, Bus, debug, deliver};
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
-use memory::Marks;
 use iced_x86::Instruction;
+use memory::Marks;
 use x86::{Exception, flags, paging};
 
 /// What to do after an exit was handled.
@@ -67,10 +67,10 @@ impl Vcpu {
             }
             let mode = self.mode();
             self.tlb.enter_mode(&self.arena, mode);
-            let left = (horizon - self.state().retired).min(regs::BUDGET_MAX);
+            let left = (horizon - self.state().retired).min(self.stretch());
             self.horizon = self.state().retired + left;
             match self.block_at_rip(bus, mode, regs::MAX_BLOCK) {
-                Ok(Some(block)) => self.execute(bus, mode, block),
+                Ok(Some(block)) => self.execute(bus, block),
                 Ok(None) => self.step(bus),
                 Err(exception) => self.raise(bus, exception),
             }
@@ -108,14 +108,21 @@ impl Vcpu {
         self.tlb.follow_epoch(&self.arena, bus.ram());
     }
 
+    /// Drops code or translations now and then, and ends the coming stretch early.
     fn make_chaos(&mut self, bus: &mut dyn Bus) {
         let Some(seed) = &mut self.chaos else { return };
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        match *seed >> 56 {
+        let dice = *seed >> 33;
+        match dice % 4096 {
             0 => self.drop_code(bus),
-            1..=15 => self.tlb.clear_all(&self.arena, bus.ram()),
+            1..=63 => self.tlb.clear_all(&self.arena, bus.ram()),
             _ => {}
         }
+    }
+
+    /// The longest stretch until the loop is next entered.
+    fn stretch(&self) -> u64 {
+        self.chaos.map_or(regs::BUDGET_MAX, |seed| 1 + (seed >> 40) % 20_000)
     }
 
     fn apply_flush(&mut self, bus: &mut dyn Bus) {
@@ -215,19 +222,31 @@ impl Vcpu {
         if !mode.is64() && state.rip > state.seg[1].limit as u64 {
             return Err(Exception::gp(0));
         }
-        let phys = match self.tlb.code(mode, virt) {
-            Some(page) => page,
-            None => match self.map_code(bus, mode, virt)? {
-                Some(page) => page,
-                None => return Ok(None),
-            },
-        };
+        let Some(phys) = self.code_page(bus, mode, virt)? else { return Ok(None) };
         let phys = phys.offset(virt.page_offset() as u64);
         let key = BlockKey { phys: phys.0, virt: virt.0, mode, limit: limit as u8 };
         if let Some(block) = self.blocks.find(&key) {
-            return Ok(Some(block));
+            let Some(second) = self.blocks.get(block).second_page else { return Ok(Some(block)) };
+            let next = GuestVirt(virt.page_base().0.wrapping_add(PAGE_SIZE as u64));
+            match self.code_page(bus, mode, next)? {
+                Some(page) if page.page() == second => return Ok(Some(block)),
+                _ => self.blocks.forget(&mut self.arena, block),
+            }
         }
-        Ok(self.translate(bus, key))
+        self.translate(bus, key)
+    }
+
+    /// The physical page behind `virt` for execution. `None`: not RAM.
+    fn code_page(
+        &mut self,
+        bus: &mut dyn Bus,
+        mode: Mode,
+        virt: GuestVirt,
+    ) -> Result<Option<GuestPhys>, Exception> {
+        match self.tlb.code(mode, virt) {
+            Some(page) => Ok(Some(page)),
+            None => self.map_code(bus, mode, virt),
+        }
     }
 
     /// Walks the page tables for execution at `virt`. `None`: not RAM.
@@ -249,33 +268,54 @@ impl Vcpu {
         Ok(Some(page))
     }
 
-    fn translate(&mut self, bus: &mut dyn Bus, key: BlockKey) -> Option<BlockId> {
+    /// Translates the block of `key`; `None` when Rust must execute its first instruction.
+    fn translate(&mut self, bus: &mut dyn Bus, key: BlockKey) -> Result<Option<BlockId>, Exception> {
         if !self.blocks.has_room() {
             self.drop_code(bus);
-            let virt = GuestVirt(key.virt);
-            // The page was mapped a moment ago; only our record of it is gone.
-            self.map_code(bus, key.mode, virt).ok()??;
+            // Only our record that the page is mapped is gone, and found again here.
+            self.map_code(bus, key.mode, GuestVirt(key.virt))?;
         }
         let phys = GuestPhys(key.phys);
-        let page = bus.ram().page_index(phys)?;
-        if !bus.ram().marks(page).any(Marks::CODE) {
-            bus.ram().add_marks(page, Marks::CODE);
-            self.tlb.forbid_writes(&self.arena, page);
+        let Some(page) = bus.ram().page_index(phys) else { return Ok(None) };
+        let mut bytes = [0; 2 * PAGE_SIZE];
+        bytes[..PAGE_SIZE].copy_from_slice(bus.ram().page_bytes(page));
+        let mut end = PAGE_SIZE;
+        let mut second = None;
+        if Translator::crosses(key.mode, &bytes[phys.page_offset()..end]) {
+            let next = GuestVirt(GuestVirt(key.virt).page_base().0.wrapping_add(PAGE_SIZE as u64));
+            let wraps = !key.mode.is64() && next.0 > u32::MAX as u64 || next.0 == 0;
+            if wraps || key.mode.is64() && !paging::is_canonical(next.0) {
+                return Ok(None);
+            }
+            let Some(next_phys) = self.code_page(bus, key.mode, next)? else { return Ok(None) };
+            let Some(next_page) = bus.ram().page_index(next_phys) else { return Ok(None) };
+            bytes[PAGE_SIZE..].copy_from_slice(bus.ram().page_bytes(next_page));
+            self.mark_code(bus, next_page);
+            let id = self.blocks.page_id(next.page(), next_phys.page(), key.mode);
+            second = Some((id, next_phys.page()));
+            end += 15;
         }
-        let mut bytes = [0; PAGE_SIZE];
-        bytes.copy_from_slice(bus.ram().page_bytes(page));
+        self.mark_code(bus, page);
         let place = Place {
             origin: self.blocks.next_address(),
             base: self.arena.base(),
             exit_thunk: self.thunks.exit,
             block: self.blocks.next_id(),
             page_id: self.blocks.page_id(key.virt >> 12, phys.page(), key.mode),
+            second,
         };
-        let bytes = &bytes[phys.page_offset()..];
+        let bytes = &bytes[phys.page_offset()..end];
         let (block, code) = self.translator.block(key, bytes, place, &mut self.blocks.exits);
         self.arena.write_code(place.origin, &code);
         self.statistics.blocks_translated += 1;
-        Some(self.blocks.add(block))
+        Ok(Some(self.blocks.add(block)))
+    }
+
+    fn mark_code(&mut self, bus: &mut dyn Bus, page: usize) {
+        if !bus.ram().marks(page).any(Marks::CODE) {
+            bus.ram().add_marks(page, Marks::CODE);
+            self.tlb.forbid_writes(&self.arena, page);
+        }
     }
 
     /// Calls translated code at `address`; returns the exit taken.
@@ -283,36 +323,47 @@ impl Vcpu {
         self.statistics.exits += 1;
         let hot = self.hot();
         hot.target = address as u64;
-        hot.flags = hot.state.rflags & flags::STATUS | flags::FIXED;
+        spread_flags(hot);
         // SAFETY: the thunk follows the C calling convention and saves what it must; translated
         // code touches only the arena and guest pages behind TLB entries.
         let enter: extern "C" fn() = unsafe { std::mem::transmute(self.thunks.enter as usize) };
         enter();
         let hot = self.hot();
-        hot.state.rflags = hot.state.rflags & !flags::STATUS | hot.flags & flags::STATUS;
+        gather_flags(hot);
+        if hot.sti_budget != 0 {
+            let left = regs::decode_budget(hot.sti_budget) + hot.sti_rest as i64;
+            hot.state.shadow_at = self.horizon.wrapping_sub(left as u64);
+            hot.sti_budget = 0;
+        }
         ExitId(hot.exit as u32)
     }
 
     /// Runs translated code from `block` until something needs the loop.
-    fn execute(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId) {
+    fn execute(&mut self, bus: &mut dyn Bus, block: BlockId) {
         self.load_x87();
         self.hot().budget = regs::encode_budget(self.horizon - self.state().retired);
         let mut address = self.blocks.get(block).checked;
         loop {
+            self.prepare_entry(bus);
             let id = self.enter(address);
             if id == ExitId(HOST_FAULT) {
                 self.host_fault(bus);
                 return;
             }
             let exit = self.blocks.exits[id.0 as usize];
+            // Links lead from one mode to another (STAC, CLAC): the block left says which this is.
+            let mode = self.blocks.get(exit.block).key.mode;
             let next = match exit.kind {
                 ExitKind::Access { register, displacement, size, write, .. } => {
                     let linear = self.host_register(register).wrapping_add(displacement as i64 as u64);
                     self.access(bus, mode, id, linear, size as usize, write)
                 }
-                ExitKind::Branch { target, .. } => {
+                ExitKind::Branch { target, mode: to, .. } => {
                     self.arrive();
-                    self.branch(bus, mode, id, target)
+                    if to != mode {
+                        self.tlb.enter_mode(&self.arena, to);
+                    }
+                    self.branch(bus, to, id, target)
                 }
                 ExitKind::Indirect => {
                     self.arrive();
@@ -337,6 +388,20 @@ impl Vcpu {
                 Next::Loop => return,
             }
         }
+    }
+
+    /// Tells translated code what it may not ask the bus itself.
+    fn prepare_entry(&mut self, bus: &mut dyn Bus) {
+        let horizon = self.horizon;
+        let hot = self.hot();
+        hot.pending = bus.interrupt_pending() as u32;
+        let offset = bus.tsc_offset();
+        hot.tsc_linear = offset.is_some() as u32;
+        hot.tsc_base = offset
+            .unwrap_or(0)
+            .wrapping_add(hot.state.msr.tsc_adjust)
+            .wrapping_add(horizon)
+            .wrapping_add(regs::MAX_BLOCK);
     }
 
     /// At a block boundary: the count is what the budget says.
@@ -387,7 +452,7 @@ impl Vcpu {
     /// one; `None` when the loop must take over.
     fn follow(&mut self, bus: &mut dyn Bus, mode: Mode) -> Option<(BlockId, bool)> {
         let left = self.horizon - self.state().retired;
-        if left == 0 || self.chaos.is_some() {
+        if left == 0 {
             return None;
         }
         let mut limit = regs::MAX_BLOCK;
@@ -542,7 +607,8 @@ impl Vcpu {
         let class = self.class_of(&instr);
         let inside = {
             let b = self.blocks.get(self.blocks.exits[id.0 as usize].block);
-            let start = b.key.phys as usize % PAGE_SIZE + b.insns[self.blocks.exits[id.0 as usize].insn as usize].delta as usize;
+            let start = b.key.phys as usize % PAGE_SIZE
+                + b.insns[self.blocks.exits[id.0 as usize].insn as usize].delta as usize;
             start + instr.len() <= PAGE_SIZE
         };
         // Only what lies in the block's own page is thrown away together with the block; outside
@@ -561,7 +627,6 @@ impl Vcpu {
     fn resume_after(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId, k: u8, retired: u64) -> Next {
         let quiet = self.flush.is_empty()
             && !bus.ram().is_disturbed()
-            && self.chaos.is_none()
             && self.state().activity == Activity::Running
             && !bus.interrupt_pending()
             && bus.horizon().count() >= self.horizon
@@ -589,4 +654,25 @@ impl Vcpu {
         self.load_x87();
         Next::Enter(host)
     }
+}
+
+/// The flags that translated code keeps apart from the rest; see `privileged`.
+const APART: u64 = flags::STATUS | flags::IF | flags::DF | flags::AC;
+
+fn spread_flags(hot: &mut Hot) {
+    let rflags = hot.state.rflags;
+    hot.flags = rflags & flags::STATUS | flags::FIXED;
+    hot.interrupts = (rflags & flags::IF != 0) as u32;
+    hot.direction = (rflags & flags::DF != 0) as u32;
+    hot.alignment = (rflags & flags::AC != 0) as u32;
+    hot.other_flags = (rflags & !(APART | flags::RF | flags::VM)) as u32;
+}
+
+fn gather_flags(hot: &mut Hot) {
+    let bit = |word: u32, flag: u64| if word != 0 { flag } else { 0 };
+    hot.state.rflags = hot.state.rflags & !APART
+        | hot.flags & flags::STATUS
+        | bit(hot.interrupts, flags::IF)
+        | bit(hot.direction, flags::DF)
+        | bit(hot.alignment, flags::AC);
 }

@@ -12,8 +12,9 @@ use super::classify::{Class, classify};
 use super::emit::{Emitter, guest_of};
 use super::hot::Field;
 use super::plain::Rewriter;
+use super::privileged;
 use super::regs;
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, OpKind};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 use x86::gpr;
 
 /// Guest instructions of a block, decoded and classified.
@@ -45,6 +46,8 @@ pub struct Place {
     pub block: BlockId,
     /// Identity of its page.
     pub page_id: u32,
+    /// The next page's identity and physical number, where `bytes` reach into it.
+    pub second: Option<(u32, u64)>,
 }
 
 impl Translator {
@@ -53,7 +56,16 @@ impl Translator {
         Self { info: InstructionInfoFactory::new(), rewriter: Rewriter::new(), decoded: Vec::new(), v3 }
     }
 
-    /// Translates the block of `key`, whose guest bytes up to the end of the page are `bytes`.
+    /// Whether the first instruction of `bytes`, which end with their page, is not all there.
+    pub fn crosses(mode: Mode, bytes: &[u8]) -> bool {
+        let mut decoder = Decoder::new(mode.bits(), bytes, decoder_options());
+        bytes.len() < 15
+            && decoder.decode().is_invalid()
+            && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
+    }
+
+    /// Translates the block of `key`, whose guest bytes up to the end of the page are `bytes`; or,
+    /// with `place.second`, the one instruction that reaches into the next page.
     /// Returns the block and its code. A block always has at least one instruction.
     pub fn block(
         &mut self,
@@ -62,11 +74,12 @@ impl Translator {
         place: Place,
         exits: &mut Vec<Exit>,
     ) -> (Block, Vec<u8>) {
-        self.decode(key, bytes);
+        let limit = if place.second.is_some() { 1 } else { key.limit };
+        self.decode(key, bytes, limit);
         let decoded = std::mem::take(&mut self.decoded);
         let count = decoded.len() as u8;
         let mut e = Emitter::new(place.origin, place.base, place.exit_thunk, key.mode, place.block, exits);
-        let (checked, entry) = e.head(key.virt, place.page_id, count);
+        let (checked, entry) = e.head(key.virt, place.page_id, place.second.map(|(id, _)| id), count);
         let mut insns = Vec::with_capacity(decoded.len() + 1);
         let mut open = true;
         for (k, d) in decoded.iter().enumerate() {
@@ -94,16 +107,17 @@ impl Translator {
             end,
             insns: insns.into_boxed_slice(),
             bytes: after.max(1),
+            second_page: place.second.map(|(_, page)| page),
             live: true,
             incoming: Vec::new(),
         };
         (block, code)
     }
 
-    fn decode(&mut self, key: BlockKey, bytes: &[u8]) {
+    fn decode(&mut self, key: BlockKey, bytes: &[u8], limit: u8) {
         self.decoded.clear();
         let mut decoder = Decoder::with_ip(key.mode.bits(), bytes, key.virt, decoder_options());
-        while self.decoded.len() < key.limit as usize {
+        while self.decoded.len() < limit as usize {
             let start = decoder.position();
             let instr = decoder.decode();
             let crossing = instr.is_invalid() && bytes.len() - start < 15;
@@ -125,6 +139,7 @@ impl Translator {
                 | Class::JumpIndirect
                 | Class::CallIndirect
                 | Class::InterpretAndLeave => true,
+                Class::Interpret => matches!(instr.mnemonic(), Mnemonic::Stac | Mnemonic::Clac),
                 Class::Conditional => instr.near_branch_target() <= instr.ip(),
                 _ => false,
             };
@@ -164,6 +179,9 @@ impl Translator {
                 Ok(())
             }
             Class::Interpret | Class::InterpretAndLeave => {
+                if let Some(ends) = privileged::emit(e, instr, e.insn + rest + 1) {
+                    return !ends;
+                }
                 e.interpret();
                 return d.class == Class::Interpret;
             }

@@ -191,8 +191,19 @@ impl Vcpu {
         let mut mode = Mode::of_bits(state.code_bits());
         if state.cpl == 3 {
             mode = mode.with(Mode::USER);
-        } else if state.cr4 & cr4::SMAP != 0 && state.rflags & flags::AC != 0 {
-            mode = mode.with(Mode::AC);
+            if state.cr4 & cr4::TSD == 0 {
+                mode = mode.with(Mode::USER_TSC);
+            }
+        } else {
+            if state.cpl == 0 {
+                mode = mode.with(Mode::RING0);
+            }
+            if state.cr4 & cr4::SMAP != 0 {
+                mode = mode.with(Mode::SMAP);
+                if state.rflags & flags::AC != 0 {
+                    mode = mode.with(Mode::AC);
+                }
+            }
         }
         if fpu_available(state, FpuKind::Sse).is_ok() {
             mode = mode.with(Mode::FPU);

@@ -178,8 +178,11 @@ fn write_cr3(core: &mut Core, value: u64) -> Result<(), Exception> {
     if paging && !core.state.long_mode() && core.state.cr4 & cr4::PAE != 0 {
         check_pdptes(core, new)?;
     }
+    let old = core.state.cr3;
     core.state.cr3 = new & !CR3_RESERVED;
-    if !keep {
+    // What is cached is not tagged by PCID, so whatever the guest may keep, another address space
+    // has none of it.
+    if !keep || core.state.cr3 != old {
         core.flush.non_global = true;
     }
     Ok(())

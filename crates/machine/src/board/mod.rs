@@ -442,6 +442,10 @@ impl Bus for Board {
         self.clock.time_at(at).ticks(devices::TSC_HZ)
     }
 
+    fn tsc_offset(&self) -> Option<u64> {
+        self.clock.offset_ns().filter(|_| devices::TSC_HZ == 1_000_000_000)
+    }
+
     fn read_cr8(&mut self) -> u64 {
         self.chipset.lapics[self.current].cr8()
     }

@@ -51,7 +51,10 @@ impl Generator<'_> {
             66..71 => align(data.right + page - size - dice.below(32) as u64),
             71..76 if usage.written && dice.percent(75) => align(within),
             71..76 => align(data.constant + dice.below(PAGE - 600) as u64),
-            76..77 => align(self.mode.code().address() + dice.below(PAGE) as u64),
+            76..77 => {
+                self.reads_code = true;
+                align(self.mode.code().address() + dice.below(PAGE) as u64)
+            }
             77..78 => within,
             78..94 => data.right - dice.below(size as usize + 1) as u64,
             94..96 => data.right + page - dice.below(size as usize) as u64,

@@ -8,7 +8,7 @@ use super::universe::Entry;
 use crate::case::Mode;
 use crate::dice::Dice;
 use iced_x86::{
-    Decoder, DecoderOptions, EncodingKind, Instruction, MandatoryPrefix, Mnemonic, OpCodeInfo,
+    Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, MandatoryPrefix, Mnemonic, OpCodeInfo,
     OpCodeOperandKind, OpCodeTableKind,
 };
 
@@ -41,6 +41,8 @@ pub struct Shape {
     low_register: bool,
     /// There is a ModRM byte.
     modrm: bool,
+    /// It transfers control.
+    branch: bool,
 }
 
 impl Shape {
@@ -91,6 +93,7 @@ impl Shape {
             offset_operand: has(&[K::mem_offs]),
             vector_index: has(&[K::mem_vsib32x, K::mem_vsib32y, K::mem_vsib64x, K::mem_vsib64y]),
             low_register: has(&[K::r8_opcode, K::r16_opcode, K::r32_opcode, K::r64_opcode, K::sti_opcode]),
+            branch: info.code().flow_control() != FlowControl::Next,
             modrm: info.group_index() >= 0 || info.rm_group_index() >= 0 || !kinds.iter().all(without_modrm),
         }
     }
@@ -229,7 +232,8 @@ fn prefixes(shape: &Shape, mode: Mode, memory: Option<&Memory>, dice: &mut Dice,
     if mode == Mode::Long && memory.is_none_or(|memory| memory.segment == 0) && dice.percent(2) {
         out.push(dice.pick(&[0x26, 0x2e, 0x36, 0x3e]));
     }
-    if !shape.vex && dice.percent(1) {
+    // On a near branch the vendors disagree about what the prefix means.
+    if !shape.vex && !shape.branch && dice.percent(1) {
         out.push(0x66);
     }
     let rotation = dice.below(out.len().max(1));

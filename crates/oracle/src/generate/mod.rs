@@ -91,6 +91,8 @@ struct Generator<'a> {
     /// An x87 instruction has run that leaves its address in the x87 pointers, so an image of them
     /// would show it: a translator keeps those pointers at zero.
     pointers_set: bool,
+    /// Some access is aimed at the code pages.
+    reads_code: bool,
 }
 
 /// Attempts to encode one form before another is picked.
@@ -102,7 +104,7 @@ impl<'a> Generator<'a> {
         let compatible = dice.percent(options.compatibility_percent);
         let mode = if compatible { Mode::Compatibility } else { Mode::Long };
         let low = mode == Mode::Long && dice.percent(12);
-        let writable_code = dice.percent(5);
+        let writable_code = dice.percent(2);
         let index_vectors = [(); 3].map(|()| dice.below(mode.registers()));
         let registers = setup::registers(&mut dice, mode, low, &index_vectors);
         let tracker = Tracker::new(mode, &registers.gpr);
@@ -120,6 +122,7 @@ impl<'a> Generator<'a> {
             writable_code,
             index_vectors,
             pointers_set: false,
+            reads_code: false,
         }
     }
 
@@ -137,7 +140,9 @@ impl<'a> Generator<'a> {
         self.settle_links();
         let length = self.items.iter().map(|item| item.bytes.len()).sum();
         let (start, pages) = setup::pages(&mut self.dice, self.mode, self.low, self.writable_code, length);
-        Case::new(self.seed, self.mode, start, self.items, self.registers, pages).ok()
+        let mut case = Case::new(self.seed, self.mode, start, self.items, self.registers, pages).ok()?;
+        case.reads_code = self.reads_code;
+        Some(case)
     }
 
     /// Adds one random instruction, or a small group around one.

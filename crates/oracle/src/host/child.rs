@@ -8,7 +8,7 @@ use super::entry::{
     handler_address,
 };
 use super::slot::{BY_STEPS, NOT, RAN, Request, Shared, Slot};
-use super::trace::{Last, Tracer};
+use super::trace::Tracer;
 use crate::layout::{Access, FRAMES, Frame, PAGE};
 use crate::outcome::vector;
 use crate::state::{FXSAVE, Registers, canonical_x87, flag};
@@ -36,8 +36,6 @@ struct Child {
     /// The context every case is entered through, and its extended state.
     context: *mut UserContext,
     extended: *mut u8,
-    /// The context of the last signal.
-    last: *const UserContext,
 }
 
 /// The child's whole life.
@@ -92,7 +90,6 @@ impl Child {
                 access: [Access::Read as u8; FRAMES],
                 context,
                 extended: ptr::null_mut(),
-                last: ptr::null(),
             };
             child.fetch_frame(stack)?;
             // 32-bit code needs data segments; 64-bit code does not care.
@@ -174,30 +171,37 @@ impl Child {
             for frame in Frame::ALL {
                 self.protect(frame, slot.request.access[frame as usize]);
             }
-            let mut trace = slot.request.trace;
-            loop {
-                let traced = if trace == NOT {
-                    None
-                } else {
-                    self.fill_pages(slot);
-                    let tracer = Tracer::new(slot, self.alias, trace == BY_STEPS);
-                    self.load(&slot.request.registers, slot.request.start, selector(&slot.request));
-                    let Tracer { status, retired, visited, last, .. } = tracer.run(self.context);
-                    (slot.reply.status, slot.reply.retired, slot.reply.visited) = (status, retired, visited);
-                    if status != RAN {
-                        return;
-                    }
-                    Some(last)
-                };
+            if slot.request.trace == NOT {
                 self.run_freely(slot);
-                // A program that has seen a planted breakpoint may have gone another way.
-                let same = traced.is_none_or(|last| last == Last::of(&*self.last));
-                if same || trace == BY_STEPS {
-                    break;
-                }
-                trace = BY_STEPS;
+            } else if slot.request.trace == BY_STEPS || !self.run_watched(slot, false) {
+                self.run_watched(slot, true);
             }
-            self.collect_pages(slot);
+            if slot.reply.status == RAN {
+                self.collect_pages(slot);
+            }
+        }
+    }
+
+    /// A traced run, then the free one; false when the two did not end alike (a program that has
+    /// seen a planted breakpoint may have gone another way) and it has to be stepped.
+    unsafe fn run_watched(&mut self, slot: &mut Slot, every_step: bool) -> bool {
+        // SAFETY: as for `run`.
+        unsafe {
+            self.fill_pages(slot);
+            self.load(&slot.request.registers, slot.request.start, selector(&slot.request));
+            let mut tracer = Tracer::new(slot, self.alias, every_step);
+            let seen = tracer.run(self.context);
+            let Tracer { status, retired, visited, .. } = tracer;
+            (slot.reply.status, slot.reply.retired, slot.reply.visited) = (status, retired, visited);
+            if status != RAN {
+                return true;
+            }
+            save(&mut slot.reply.traced, &slot.request, &*seen);
+            let end = ((*seen).rip, (*seen).vector, (*seen).cr2);
+            self.run_freely(slot);
+            let reply = &slot.reply;
+            let free_end = (reply.rip, u64::from(reply.vector), reply.cr2);
+            end == free_end && reply.traced == reply.registers
         }
     }
 
@@ -209,10 +213,7 @@ impl Child {
             let request = &slot.request;
             self.load(&request.registers, request.start, selector(request));
             let seen = enter(self.context, request.registers.fs_base, request.registers.gs_base);
-            self.last = seen;
-            save(&mut slot.reply.registers, &*seen);
-            slot.reply.registers.fs_base = request.registers.fs_base;
-            slot.reply.registers.gs_base = request.registers.gs_base;
+            save(&mut slot.reply.registers, request, &*seen);
             slot.reply.rip = (*seen).rip;
             slot.reply.vector = (*seen).vector as u32;
             slot.reply.error_code = (*seen).error_code as u32;
@@ -294,7 +295,8 @@ impl Child {
 }
 
 /// Takes registers from the context of a signal.
-unsafe fn save(registers: &mut Registers, context: &UserContext) {
+unsafe fn save(registers: &mut Registers, request: &Request, context: &UserContext) {
+    (registers.fs_base, registers.gs_base) = (request.registers.fs_base, request.registers.gs_base);
     registers.gpr = GPR_SLOT.map(|slot| context.gpr[slot]);
     registers.rflags = context.rflags & !flag::RF;
     let image = context.extended;

@@ -58,6 +58,8 @@ pub struct HostExecutor {
     /// Ends of the two pipes: we write batches to the one, and read completions from the other.
     requests: i32,
     replies: i32,
+    /// Step through every case.
+    stepping: bool,
 }
 
 // SAFETY: the shared area and the pipes belong to this value alone, whichever thread holds it.
@@ -71,9 +73,15 @@ impl HostExecutor {
     pub fn new() -> Result<Self, HostError> {
         check_host()?;
         let shared = map_shared()?;
-        let mut executor = Self { shared, child: 0, requests: -1, replies: -1 };
+        let mut executor = Self { shared, child: 0, requests: -1, replies: -1, stepping: false };
         executor.start()?;
         Ok(executor)
+    }
+
+    /// Counts by single-stepping every case from now on (or not): much slower, with the same
+    /// outcomes; the check on how instructions are counted otherwise.
+    pub fn step_everything(&mut self, stepping: bool) {
+        self.stepping = stepping;
     }
 
     /// Whether the host's kernel runs 32-bit code in a 64-bit process.
@@ -152,7 +160,11 @@ impl HostExecutor {
         while !cases.is_empty() {
             for (index, case) in cases.iter().enumerate() {
                 // SAFETY: the child does not touch the slots between batches.
-                unsafe { fill_slot(&mut (*self.shared).slots[index], case) };
+                let slot = unsafe { &mut (*self.shared).slots[index] };
+                fill_slot(slot, case);
+                if self.stepping {
+                    slot.request.trace = BY_STEPS;
+                }
             }
             let count = (cases.len() as u32).to_le_bytes();
             // SAFETY: our pipe; a dead child shows in the reply. SIGPIPE is ignored by Rust's runtime.
@@ -273,8 +285,9 @@ fn fill_slot(slot: &mut slot::Slot, case: &Case) {
 
 /// How closely the case must be watched; fills in what that takes.
 fn trace_of(case: &Case, request: &mut Request) -> u32 {
-    (request.pushf, request.popf, request.stepped, request.rep) = (0, 0, 0, [0; _]);
-    let writable_code = case.pages().iter().any(|page| page.access == Access::All);
+    (request.pushf, request.popf, request.rep) = (0, 0, [0; _]);
+    (request.branches, request.alone) = (0, 0);
+    let mut by_steps = case.pages().iter().any(|page| page.access == Access::All);
     let mut trace = if case.registers.rflags & flag::TF != 0 { BY_RUNS } else { NOT };
     for (index, instruction) in case.instructions().enumerate() {
         let (popf, pushf) = (is_popf(instruction.mnemonic()), is_pushf(instruction.mnemonic()));
@@ -285,13 +298,18 @@ fn trace_of(case: &Case, request: &mut Request) -> u32 {
         request.patched[index] = case.items[index].patched.unwrap_or((0, 0));
         request.pushf |= u64::from(pushf) << index;
         request.popf |= u64::from(popf) << index;
-        request.stepped |= u64::from(popf || !straight) << index;
+        let (own, next) = (instruction.ip(), instruction.next_ip());
+        let target = instruction.near_branch_target(); // 0 for indirect ones
+        let forward = target >= next;
+        by_steps |= !straight && (own..next).contains(&target);
+        request.branches |= u64::from(!straight) << index;
+        request.alone |= u64::from(popf || !straight && !forward) << index;
         request.rep[index] = rep_counter(&instruction, &case.items[index].bytes, case.mode);
         if popf || !straight || request.rep[index] != 0 {
             trace = BY_RUNS;
         }
     }
-    if writable_code { BY_STEPS } else { trace }
+    if by_steps || case.reads_code && trace == BY_RUNS { BY_STEPS } else { trace }
 }
 
 /// Bits of the counter of a REP-prefixed string instruction: its address size; 0 for others.

@@ -41,15 +41,17 @@ pub struct Request {
     pub pushf: u64,
     /// Bit *i*: item *i* is a POPF.
     pub popf: u64,
-    /// Bit *i*: item *i* is a branch or a POPF; what comes after it is known only once it has run.
-    pub stepped: u64,
+    /// Bit *i*: item *i* may branch.
+    pub branches: u64,
+    /// Bit *i*: item *i* is a POPF or may branch to anywhere or back; it is run by itself.
+    pub alone: u64,
     /// Per item: bits of the counter of a REP-prefixed string instruction, 0 for others.
     pub rep: [u8; ITEMS],
 }
 
 /// `Request::trace`: nothing to watch; the last instruction pointer tells all.
 pub const NOT: u32 = 0;
-/// `Request::trace`: run up to each branch, step it, go on where it went.
+/// `Request::trace`: run from branch to branch.
 pub const BY_RUNS: u32 = 1;
 /// `Request::trace`: step every instruction.
 pub const BY_STEPS: u32 = 2;
@@ -59,6 +61,8 @@ pub const BY_STEPS: u32 = 2;
 pub struct Reply {
     /// Registers at the end.
     pub registers: Registers,
+    /// Registers at the end of the traced run, for the child's own use.
+    pub traced: Registers,
     /// Instruction pointer of the exception frame.
     pub rip: u64,
     /// Retired instructions, when it was stepped.

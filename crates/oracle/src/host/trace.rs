@@ -2,42 +2,28 @@
 //! that it never executes a byte that was not vetted.
 //!
 //! Stepping everything with the trap flag would do (and is done for programs that can write to
-//! their own code), but a single-step trap costs microseconds, in a virtual machine several. So
-//! runs of instructions that cannot branch run freely up to a breakpoint planted behind them;
-//! only what may branch is stepped, and the place it leads to is looked up before anything there
-//! executes:
+//! their own code), but a single-step trap costs microseconds, in a virtual machine ten. Instead
+//! the code pages are filled with INT3, and only the piece about to run is put in place: some
+//! instructions of which only the last may branch. Wherever it leads, an INT3 is waiting, and the
+//! place is looked up before anything there executes:
 //!
 //! ```text
-//!   mov  add  load  int3──▶ planted over the branch; taken out again, branch stepped
-//!   └── one run ──┘  jne ──▶ its target is an instruction of the case? go on there
+//!   cc cc cc cc cc cc cc cc cc cc        everything concealed
+//!   mov add load jne cc cc cc cc         a piece revealed, run: RIP is at one of the INT3s
+//!   cc cc cc cc cc cc xor ret cc         …which is an instruction of the case: the next piece
 //! ```
 //!
-//! A program can read a planted breakpoint from its code page. Therefore the end of the traced run
-//! must be the end of the free run that follows; if not, it is traced again step by step.
+//! A program that reads its code page sees the INT3s. Therefore the end of the traced run must be
+//! the end of the free run that follows; if not, it is traced again step by step.
 
 use super::entry::{GPR_SLOT, UserContext, enter};
 use super::slot::{RAN, RUNAWAY, STRAYED, Slot};
 use crate::STEP_LIMIT;
-use crate::case::END_MARKER;
+use crate::case::{END_MARKER, Mode};
 use crate::layout::{Access, Frame, PAGE};
 use crate::outcome::vector;
 use crate::state::flag;
-
-/// Where a run ended: enough to tell two runs of one program apart.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Last {
-    gpr: [u64; 16],
-    rip: u64,
-    vector: u64,
-    cr2: u64,
-}
-
-impl Last {
-    /// From the context of the signal that ended it.
-    pub fn of(context: &UserContext) -> Self {
-        Self { gpr: context.gpr, rip: context.rip, vector: context.vector, cr2: context.cr2 }
-    }
-}
+use std::ptr;
 
 /// What to do after a piece of the program has run.
 enum Next {
@@ -55,32 +41,34 @@ pub struct Tracer<'a> {
     every_step: bool,
     /// The program itself has set TF.
     own_trap: bool,
+    /// Single-step traps seen.
+    steps: u64,
     /// Instructions retired.
     pub retired: u64,
     /// Bit *i*: item *i* was visited.
     pub visited: u64,
     /// How it went: a status of a reply.
     pub status: u32,
-    /// Where it ended.
-    pub last: Last,
 }
 
 impl<'a> Tracer<'a> {
     /// A run of the case in `slot`, whose pages are in place.
     pub fn new(slot: &'a Slot, alias: *mut u8, every_step: bool) -> Self {
-        let last = Last { gpr: [0; 16], rip: 0, vector: 0, cr2: 0 };
         let own_trap = slot.request.registers.rflags & flag::TF != 0;
-        Self { slot, alias, every_step, own_trap, retired: 0, visited: 0, status: RAN, last }
+        Self { slot, alias, every_step, own_trap, steps: 0, retired: 0, visited: 0, status: RAN }
     }
 
-    /// Runs it from `context` to its end.
+    /// Runs it from `context` to its end, which the context handed back shows. Leaves the code pages concealed.
     ///
     /// # Safety
     /// `context` must be loaded with the case's registers, and the case be vetted.
-    pub unsafe fn run(mut self, mut context: *mut UserContext) -> Self {
+    pub unsafe fn run(&mut self, mut context: *mut UserContext) -> *mut UserContext {
         // SAFETY: frames handed back by `enter` are complete and may be entered again; what runs
         // is the case's own code, as `locate` has made sure.
         unsafe {
+            if !self.every_step {
+                ptr::write_bytes(self.alias.add(self.code()), END_MARKER, 2 * PAGE);
+            }
             loop {
                 let Ok(item) = self.locate((*context).rip) else {
                     self.status = STRAYED;
@@ -92,25 +80,26 @@ impl<'a> Tracer<'a> {
                     Some(item) if item == self.slot.request.items as usize => {
                         self.resume(&mut context, 0, Next::Over)
                     }
-                    Some(item) if self.must_step(item) => self.step(&mut context, item),
+                    Some(item) if self.every_step || self.own_trap => self.step(&mut context, item),
                     Some(item) if self.slot.request.rep[item] != 0 => self.repeat(&mut context, item),
                     Some(item) => self.straight(&mut context, item),
                 };
                 if matches!(over, Next::Over) {
-                    self.last = Last::of(&*context);
                     break;
                 }
-                if self.retired > STEP_LIMIT {
+                if self.retired.max(self.steps) > STEP_LIMIT {
                     self.status = RUNAWAY;
                     break;
                 }
             }
         }
-        self
+        context
     }
 
-    fn must_step(&self, item: usize) -> bool {
-        self.every_step || self.own_trap || self.slot.request.stepped >> item & 1 != 0
+    /// Offset of the code pages in the run of all pages; the two lie in a row there as well.
+    fn code(&self) -> usize {
+        let mode = if self.slot.request.bits == 32 { Mode::Compatibility } else { Mode::Long };
+        mode.code() as usize * PAGE
     }
 
     unsafe fn resume(&self, context: &mut *mut UserContext, trap: u64, next: Next) -> Next {
@@ -128,11 +117,14 @@ impl<'a> Tracer<'a> {
         self.visited |= 1 << item;
         // SAFETY: see `run`.
         unsafe {
+            self.reveal(item, item + 1);
             self.resume(context, flag::TF, Next::On);
+            self.conceal(item, item + 1);
             if (**context).vector != u64::from(vector::DB) {
                 return Next::Over;
             }
-            self.retired += 1;
+            self.retired += u64::from(!self.is_interrupted_gather(&**context, item));
+            self.steps += 1;
             if self.own_trap {
                 return Next::Over;
             }
@@ -146,6 +138,14 @@ impl<'a> Tracer<'a> {
         Next::On
     }
 
+    /// Whether the trap came at a gather about to fault: it delivers a pending trap after its first
+    /// elements, before the fault of a later one (SDM vol. 2, VGATHERDPS), and has not retired.
+    fn is_interrupted_gather(&self, context: &UserContext, item: usize) -> bool {
+        let request = &self.slot.request;
+        let stays = context.rip == request.start + u64::from(request.offsets[item]);
+        stays && request.rep[item] == 0 && request.branches >> item & 1 == 0
+    }
+
     /// A REP-prefixed string instruction, all of it; its counter tells the iterations.
     unsafe fn repeat(&mut self, context: &mut *mut UserContext, item: usize) -> Next {
         self.visited |= 1 << item;
@@ -153,61 +153,108 @@ impl<'a> Tracer<'a> {
         // SAFETY: see `run`.
         unsafe {
             let before = (**context).gpr[GPR_SLOT[1]] & mask;
-            let reached = self.up_to(context, item + 1);
+            let reached = self.piece(context, item, item + 1);
             let done = before.wrapping_sub((**context).gpr[GPR_SLOT[1]]) & mask;
             self.retired += if reached && before == 0 { 1 } else { done };
             if reached { Next::On } else { Next::Over }
         }
     }
 
-    /// From `item` up to the next one that needs care.
+    /// A piece that starts with `item`.
     unsafe fn straight(&mut self, context: &mut *mut UserContext, item: usize) -> Next {
-        let request = &self.slot.request;
-        let count = request.items as usize;
-        let until = (item + 1..count).find(|&at| self.must_step(at) || request.rep[at] != 0).unwrap_or(count);
+        let until = self.end_of_piece(item);
         // SAFETY: see `run`.
-        let reached = unsafe { self.up_to(context, until) };
+        let (reached, rip, vector) = unsafe {
+            let reached = self.piece(context, item, until);
+            (reached, (**context).rip, (**context).vector)
+        };
+        let request = &self.slot.request;
         let (mut end, mut faulted) = (until, false);
-        if !reached {
-            // SAFETY: the context of the signal.
-            let (rip, vector) = unsafe { ((**context).rip, (**context).vector) };
-            let offset = rip.wrapping_sub(request.start);
-            let at = (item..=until).find(|&at| u64::from(request.offsets[at]) == offset).unwrap_or(until);
+        let offset = rip.wrapping_sub(request.start);
+        let at = (item..=until).find(|&at| u64::from(request.offsets[at]) == offset);
+        // After a branch to where nothing can be executed, all of the piece has retired.
+        if let (false, Some(at)) = (reached, at) {
             // #BP and #OF show the address after the instruction that raised them.
             let trap = vector == u64::from(vector::BP) || vector == u64::from(vector::OF);
             end = if trap { at.saturating_sub(1).max(item) } else { at };
             faulted = true;
         }
         self.retired += (end - item) as u64;
-        for at in item..(end + usize::from(faulted)).min(count) {
+        for at in item..(end + usize::from(faulted)).min(request.items as usize) {
             self.visited |= 1 << at;
         }
-        if reached { Next::On } else { Next::Over }
+        if !reached {
+            return Next::Over;
+        }
+        if request.popf >> (until - 1) & 1 != 0 {
+            // SAFETY: the context of the signal.
+            self.own_trap = unsafe { (**context).rflags & flag::TF != 0 };
+        }
+        Next::On
     }
 
-    /// Runs up to item `until`, with a breakpoint there; false when something else came first.
-    unsafe fn up_to(&mut self, context: &mut *mut UserContext, until: usize) -> bool {
+    /// The item behind the piece that starts with `item`.
+    fn end_of_piece(&self, item: usize) -> usize {
         let request = &self.slot.request;
-        let address = request.start + u64::from(request.offsets[until]);
-        let place = Frame::containing(address).filter(|&frame| request.access[frame as usize] != 0);
-        // SAFETY: `alias` holds all frames in a row; see `run`. The processor sees the change: the
-        // return to the program is by IRET, which serialises.
+        let count = request.items as usize;
+        for at in item..count {
+            let alone = request.alone >> at & 1 != 0 || request.rep[at] != 0;
+            if alone && at > item {
+                return at;
+            }
+            if alone || request.branches >> at & 1 != 0 {
+                return at + 1;
+            }
+        }
+        count
+    }
+
+    /// Runs items `from` up to `until`; false when that ended the case, otherwise the context's
+    /// instruction pointer is where the program wants to go on.
+    unsafe fn piece(&mut self, context: &mut *mut UserContext, from: usize, until: usize) -> bool {
+        let request = &self.slot.request;
+        // SAFETY: see `run`. The processor sees the revealed code: the return to the program is by
+        // IRET, which serialises.
         unsafe {
-            let byte =
-                place.map(|frame| self.alias.add(frame as usize * PAGE + (address as usize & (PAGE - 1))));
-            let original = byte.map(|byte| *byte);
-            if let Some(byte) = byte {
-                *byte = END_MARKER;
-            }
+            self.reveal(from, until);
             self.resume(context, 0, Next::On);
-            if let (Some(byte), Some(original)) = (byte, original) {
-                *byte = original;
-            }
-            let reached = (**context).vector == u64::from(vector::BP) && (**context).rip == address + 1;
+            self.conceal(from, until);
+            let at = (**context).rip.wrapping_sub(1);
+            let offset = at.wrapping_sub(request.start);
+            let own = (u64::from(request.offsets[from])..u64::from(request.offsets[until])).contains(&offset);
+            let reached = (**context).vector == u64::from(vector::BP) && !own;
             if reached {
-                (**context).rip = address;
+                (**context).rip = at;
             }
             reached
+        }
+    }
+
+    /// Where items `from` up to `until` are in the run of all pages, and their length.
+    fn place(&self, from: usize, until: usize) -> (usize, usize) {
+        let request = &self.slot.request;
+        let code = self.code();
+        let base = Frame::ALL[code / PAGE].address();
+        let offset = (request.start - base) as usize + usize::from(request.offsets[from]);
+        (code + offset, usize::from(request.offsets[until] - request.offsets[from]))
+    }
+
+    /// Puts items `from` up to `until` in place.
+    unsafe fn reveal(&self, from: usize, until: usize) {
+        if !self.every_step {
+            let (at, length) = self.place(from, until);
+            let pages = self.slot.pages.as_flattened().as_ptr();
+            // SAFETY: the items lie in the two code pages, in the slot and the alias alike.
+            unsafe { ptr::copy_nonoverlapping(pages.add(at), self.alias.add(at), length) };
+        }
+    }
+
+    /// Takes them away again.
+    unsafe fn conceal(&self, from: usize, until: usize) {
+        if !self.every_step {
+            let (at, length) = self.place(from, until);
+            // SAFETY: as for `reveal`.
+            unsafe { ptr::write_bytes(self.alias.add(at), END_MARKER, length) };
         }
     }
 
