@@ -28,9 +28,6 @@ enum Next {
     Loop,
 }
 
-/// How often one execution of an instruction may miss the TLB before Rust executes it.
-const MISSES_MAX: u8 = 6;
-
 impl Vcpu {
     /// Runs until the position is `limit` or the bus's horizon, or nothing can run.
     pub fn run(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
@@ -558,12 +555,7 @@ impl Vcpu {
         let BlockExit { block, insn: k, .. } = self.blocks.exits[id.0 as usize];
         let virt = GuestVirt(linear);
         let crossing = virt.page_offset() + size > PAGE_SIZE;
-        // An instruction with two operands whose pages want the same TLB entry (CALL through memory
-        // needs its pointer and the stack) would miss by turns for ever.
-        let here = (block, k, self.hot().budget);
-        self.misses = if self.missed == Some(here) { self.misses + 1 } else { 0 };
-        self.missed = Some(here);
-        if self.misses < MISSES_MAX && !crossing && (!mode.is64() || paging::is_canonical(linear)) {
+        if !crossing && (!mode.is64() || paging::is_canonical(linear)) {
             let state = &self.hot().state;
             if let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, write))
                 && let Some(page) = bus.ram().page_index(found.phys)

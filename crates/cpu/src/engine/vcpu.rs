@@ -2,7 +2,7 @@
 
 use super::arena::Arena;
 use super::asm::Asm;
-use super::blocks::{BlockId, Blocks, Mode};
+use super::blocks::{Blocks, Mode};
 use super::hot::Hot;
 use super::thunks::{self, Thunks};
 use super::tlb::Tlb;
@@ -91,9 +91,6 @@ pub struct Vcpu {
     pub(super) last_miss: Miss,
     pub(super) chaos: Option<u64>,
     pub(super) interpret_all: bool,
-    /// The last instruction that missed the TLB, with the budget it had, and how often it has again.
-    pub(super) missed: Option<(BlockId, u8, u64)>,
-    pub(super) misses: u8,
     pub statistics: Statistics,
 }
 
@@ -151,8 +148,6 @@ impl Vcpu {
             last_miss: Miss::default(),
             chaos: config.chaos,
             interpret_all: false,
-            missed: None,
-            misses: 0,
             statistics: Statistics::default(),
         })
     }
