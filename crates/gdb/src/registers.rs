@@ -13,30 +13,43 @@ pub struct Registers {
     pub rip: u64,
     /// RFLAGS.
     pub rflags: u64,
-    /// Segment selectors.
+    /// The selector in CS.
     pub cs: u16,
+    /// The selector in SS.
     pub ss: u16,
+    /// The selector in DS.
     pub ds: u16,
+    /// The selector in ES.
     pub es: u16,
+    /// The selector in FS.
     pub fs: u16,
+    /// The selector in GS.
     pub gs: u16,
-    /// Segment bases, and IA32_KERNEL_GS_BASE.
+    /// Base of FS.
     pub fs_base: u64,
+    /// Base of GS.
     pub gs_base: u64,
+    /// IA32_KERNEL_GS_BASE.
     pub kernel_gs_base: u64,
-    /// Control registers; CR8 is the task priority.
+    /// CR0.
     pub cr0: u64,
+    /// CR2.
     pub cr2: u64,
+    /// CR3.
     pub cr3: u64,
+    /// CR4.
     pub cr4: u64,
+    /// CR8, the task priority.
     pub cr8: u64,
     /// IA32_EFER.
     pub efer: u64,
     /// ST0 to ST7 (relative to the top of the stack), ten bytes each.
     pub st: [[u8; 10]; 8],
-    /// x87 control, status and full tag word (two bits for each physical register).
+    /// x87 control word.
     pub fctrl: u16,
+    /// x87 status word.
     pub fstat: u16,
+    /// x87 full tag word: two bits for each physical register.
     pub ftag: u16,
     /// YMM0 to YMM15, low byte first; XMM registers are the low halves.
     pub ymm: [[u8; 32]; 16],

@@ -2,7 +2,7 @@
 
 use super::Toy;
 use gdb::{Address, Ended, Listener, serve, startup_script};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 
 /// Whether gdb is there; where it must be, its absence is a failure.
@@ -23,13 +23,17 @@ pub struct Talk {
     pub notices: Vec<String>,
 }
 
-/// Runs a script in gdb against a toy.
+/// Runs commands in gdb against a toy, as if typed: an error in one does not keep the next from running.
 pub fn talk(toy: &mut Toy, commands: &str) -> Talk {
     let folder = tempfile::tempdir().expect("a folder");
     let listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into())).expect("a port");
     let script = folder.path().join("script.gdb");
     let start = startup_script(&listener.address().expect("an address"), &[]);
-    std::fs::write(&script, format!("{start}set confirm off\n{commands}\n")).expect("a script");
+    std::fs::write(&script, format!("{start}set confirm off\nset prompt\n")).expect("a script");
+    let typed = folder.path().join("typed.gdb");
+    // An empty line would repeat the last command.
+    std::fs::write(&typed, format!("{}\n", commands.trim_end())).expect("commands");
+    let typed = Stdio::from(std::fs::File::open(typed).expect("commands"));
     let output: Mutex<Option<Output>> = Mutex::new(None);
     let stopper = listener.stopper();
     let mut notices = Vec::new();
@@ -37,7 +41,7 @@ pub fn talk(toy: &mut Toy, commands: &str) -> Talk {
         let output = &output;
         scope.spawn(move || {
             let mut gdb = Command::new("timeout");
-            gdb.args(["120", "gdb", "-nx", "-q", "-batch", "-x"]).arg(script).env("LC_ALL", "C");
+            gdb.args(["120", "gdb", "-nx", "-q", "-x"]).arg(script).env("LC_ALL", "C").stdin(typed);
             let done = gdb.output().expect("gdb runs");
             *output.lock().expect("not poisoned") = Some(done);
             stopper.stop();
