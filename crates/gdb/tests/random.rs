@@ -49,7 +49,7 @@ impl Model<'_> {
     fn state(&self, memory: &[u8]) -> String {
         let registers = &self.toy.history[self.at].registers;
         let word = u64::from_le_bytes(memory[CELL as usize..][..8].try_into().expect("eight bytes"));
-        format!("{:#x} {} {:#x} {word}", registers.rip, registers.gpr[0], registers.gpr[3])
+        format!("{:#x} {} {} {word}", registers.rip, registers.gpr[0], registers.gpr[3])
     }
 }
 
@@ -134,7 +134,7 @@ fn two_thousand_random_moves_arrive_where_they_should() {
         expected.push((format!("{number} {state}"), commands.clone()));
         let _ = write!(
             script,
-            "{commands}printf \"> {number} %#lx %lu %#lx %lu\\n\", $rip, $rax, $rbx, *(unsigned long*){CELL:#x}\n"
+            "{commands}printf \"> {number} %#lx %lu %lu %lu\\n\", $rip, $rax, $rbx, *(unsigned long*){CELL:#x}\n"
         );
     }
     let talk = talk(&mut toy, &script);
