@@ -97,7 +97,22 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, Error> {
             let stream = &payload[..payload.len() - 4];
             lzma_rs::xz_decompress(&mut BufReader::new(stream), &mut elf).map_err(|error| wrong(format!("{error:?}")))?;
         }
-        _ => return Err(wrong("its payload is not compressed with gzip, xz or zstd")),
+        [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => elf = lz4_legacy(blocks)?,
+        _ => return Err(wrong("its payload is not compressed with gzip, xz, zstd or LZ4")),
     }
     if elf.starts_with(b"\x7fELF") { Ok(elf) } else { Err(wrong("its payload is not an ELF file")) }
+}
+
+/// The legacy LZ4 frame, which the kernel's build uses: blocks of at most 8 MiB, each behind its
+/// compressed length, to the end of the payload (here, the length of the whole).
+fn lz4_legacy(mut blocks: &[u8]) -> Result<Vec<u8>, Error> {
+    const BLOCK_BYTES_MAX: usize = 8 << 20;
+    let mut elf = Vec::new();
+    while blocks.len() > 4 && (elf.len() as u64) < IMAGE_BYTES_MAX {
+        let length = u32_at(blocks, 0).map_or(0, |length| length as usize);
+        let block = blocks[4..].get(..length).ok_or_else(|| wrong("an LZ4 block is outside of its payload"))?;
+        elf.extend(lz4_flex::block::decompress(block, BLOCK_BYTES_MAX).map_err(wrong)?);
+        blocks = &blocks[4 + length..];
+    }
+    Ok(elf)
 }

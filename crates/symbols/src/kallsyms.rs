@@ -11,6 +11,8 @@
 //! names          for each symbol its length in tokens (one byte, or two with bit 7 set in the
 //!                first since 6.1), then that many bytes, each the number of a token
 //! markers        u32 for every 256th symbol: where it is in names
+//! seqs_of_names  3 bytes for each symbol: the order of names (6.2, and 6.1 since some update; later
+//!                ones have it at the very end)
 //! token_table    256 strings, each ended by a zero
 //! token_index    u16 for each token: where it is in token_table
 //! ```
@@ -96,26 +98,40 @@ impl Tokens<'_> {
     }
 }
 
-/// The markers that end before `end`: where they start, and their values.
-fn markers(piece: &[u8], end: usize) -> Option<(usize, Vec<u32>)> {
-    // There are as many as there are, so there may be four bytes of padding.
-    for last in [end.checked_sub(4)?, end.checked_sub(8)?] {
-        let mut at = last;
-        let mut values = vec![u32_at(piece, at)?];
-        while *values.last()? != 0 && values.len() <= SYMBOLS_MAX / TOKENS {
-            at = at.checked_sub(4)?;
-            let value = u32_at(piece, at)?;
-            if value >= *values.last()? {
-                break;
-            }
-            values.push(value);
-        }
-        if values.last() == Some(&0) && values.len() > 1 && at % 8 == 0 {
-            values.reverse();
-            return Some((at, values));
-        }
+/// The `count` markers that are at `at`, if that is what is there.
+fn markers_at(piece: &[u8], at: usize, count: usize) -> Option<Vec<u32>> {
+    // The first is 0 and all others rise; most places fail at once.
+    if u32_at(piece, at)? != 0 || count < 2 || u32_at(piece, at + 4)? < 2 * TOKENS as u32 {
+        return None;
     }
-    None
+    let values: Vec<u32> = (0..count).map(|i| u32_at(piece, at + 4 * i)).collect::<Option<_>>()?;
+    values.windows(2).all(|pair| pair[0] < pair[1]).then_some(values)
+}
+
+/// The markers in front of the token table: where they start, and their values.
+fn markers(piece: &[u8], tokens: usize) -> Option<(usize, Vec<u32>)> {
+    // Directly in front of it, where they are as many as rise from a 0.
+    let rising = |end: usize| {
+        let mut at = end.checked_sub(4)?;
+        while u32_at(piece, at.checked_sub(4)?)? < u32_at(piece, at)? {
+            at -= 4;
+        }
+        markers_at(piece, at, (end - at) / 4).map(|values| (at, values))
+    };
+    rising(tokens).or_else(|| rising(tokens.checked_sub(4)?)).or_else(|| markers_before_order(piece, tokens))
+}
+
+/// The markers when `seqs_of_names` is between them and the token table. Its length says how many
+/// symbols there are, up to padding, and so how many markers.
+fn markers_before_order(piece: &[u8], tokens: usize) -> Option<(usize, Vec<u32>)> {
+    (8..tokens.min(3 * SYMBOLS_MAX)).step_by(8).find_map(|gap| {
+        let (fewest, most) = ((gap - 7) / 3, gap / 3);
+        let counts = [fewest.div_ceil(TOKENS), most.div_ceil(TOKENS)];
+        counts.into_iter().find_map(|count| {
+            let at = (tokens - gap).checked_sub(align8(4 * count))?;
+            markers_at(piece, at, count).map(|values| (at, values))
+        })
+    })
 }
 
 /// A name's length in tokens and where its tokens are.
