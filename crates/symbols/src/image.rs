@@ -8,7 +8,7 @@ use crate::memory::{u16_at, u32_at};
 use crate::{Error, Extents, Symbol, Symbols};
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{Endianness, Object, ObjectSymbol, SymbolKind};
-use std::io::{BufReader, Read};
+use std::io::Read;
 
 /// An uncompressed kernel larger than this is none.
 const IMAGE_BYTES_MAX: u64 = 1 << 30;
@@ -95,7 +95,7 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, Error> {
         }
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
             let stream = &payload[..payload.len() - 4];
-            lzma_rs::xz_decompress(&mut BufReader::new(stream), &mut elf).map_err(|error| wrong(format!("{error:?}")))?;
+            limited(&mut lzma_rust2::XzReader::new(stream, false)).map_err(wrong)?;
         }
         [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => elf = lz4_legacy(blocks)?,
         _ => return Err(wrong("its payload is not compressed with gzip, xz, zstd or LZ4")),
