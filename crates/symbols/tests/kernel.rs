@@ -18,3 +18,16 @@ fn a_debian_kernel_tells_its_symbols() {
         println!("{n} {:x?}", symbols.address(n));
     }
 }
+
+#[test]
+fn elf() {
+    let Ok(path) = std::env::var("HINDSIGHT_TEST_KERNEL") else { return };
+    let file = std::fs::read(path).expect("a kernel");
+    let extents = image::load(&file).expect("an image");
+    let symbols = Symbols::find(&extents).expect("symbols");
+    let begin = std::time::Instant::now();
+    let frames = symbols::orc::debug_frame(&extents, &symbols);
+    let elf = symbols::elf::write(&symbols, &frames, &[]).expect("elf");
+    println!("{:?} frames {} elf {}", begin.elapsed(), frames.len(), elf.len());
+    std::fs::write("/tmp/gdb_k.elf", elf).expect("w");
+}
