@@ -143,7 +143,8 @@ fn compose() -> String {
                 continue;
             }
             let (name, kind, bits) = (entry.name, entry.kind, entry.bytes() * 8);
-            let _ = write!(xml, "<reg name=\"{name}\" bitsize=\"{bits}\" type=\"{kind}\" regnum=\"{number}\"");
+            let _ =
+                write!(xml, "<reg name=\"{name}\" bitsize=\"{bits}\" type=\"{kind}\" regnum=\"{number}\"");
             if !entry.group.is_empty() {
                 let _ = write!(xml, " group=\"{}\"", entry.group);
             }

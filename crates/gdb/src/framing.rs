@@ -105,7 +105,10 @@ pub(crate) fn console(text: &str) -> Vec<u8> {
 
 /// A packet that says what went wrong in words, for requests where gdb shows them.
 pub(crate) fn error(text: &str) -> Vec<u8> {
-    let plain: String = text.chars().map(|c| if " .,:-_/()".contains(c) || c.is_ascii_alphanumeric() { c } else { ' ' }).collect();
+    let plain: String = text
+        .chars()
+        .map(|c| if " .,:-_/()".contains(c) || c.is_ascii_alphanumeric() { c } else { ' ' })
+        .collect();
     encode(format!("E.{plain}").as_bytes())
 }
 
@@ -129,12 +132,8 @@ mod tests {
         bytes.extend(encode(b"qC"));
         bytes.extend(b"+-\x03");
         bytes.extend(encode(b"\x03g"));
-        let expected = [
-            Frame::Packet(b"qC".into()),
-            Frame::Nack,
-            Frame::Interrupt,
-            Frame::Packet(b"\x03g".into()),
-        ];
+        let expected =
+            [Frame::Packet(b"qC".into()), Frame::Nack, Frame::Interrupt, Frame::Packet(b"\x03g".into())];
         assert_eq!(frames(&bytes), expected);
     }
 

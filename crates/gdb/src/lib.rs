@@ -36,6 +36,6 @@ pub use registers::Registers;
 pub use script::startup_script;
 pub use session::{Ended, ServeError, serve};
 pub use target::{
-    Bookmark, Checkpoint, Conditions, ConsoleLine, CpuId, Direction, Stop, Stopped, Target, TargetError, WatchKind,
-    Watchpoint,
+    Bookmark, Checkpoint, Conditions, ConsoleLine, CpuId, Direction, Stop, Stopped, Target, TargetError,
+    WatchKind, Watchpoint,
 };

@@ -148,8 +148,10 @@ impl Listener {
                 return Ok(Some(stream));
             }
             let (listener, wake) = (self.fd(), self.wake.as_fd());
-            let mut fds =
-                [PollFd::from_borrowed_fd(listener, PollFlags::IN), PollFd::from_borrowed_fd(wake, PollFlags::IN)];
+            let mut fds = [
+                PollFd::from_borrowed_fd(listener, PollFlags::IN),
+                PollFd::from_borrowed_fd(wake, PollFlags::IN),
+            ];
             match poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),

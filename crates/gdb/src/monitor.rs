@@ -94,9 +94,9 @@ fn seek(target: &mut dyn Target, rest: &str) -> Result<String, TargetError> {
     let mut found = String::new();
     let to = if let Some(text) = rest.strip_prefix("console").filter(|text| !text.trim().is_empty()) {
         let text = unquote(text.trim());
-        let line = target.find_console(text)?.ok_or_else(|| {
-            TargetError::Failed(format!("the console never shows a line with \"{text}\""))
-        })?;
+        let line = target
+            .find_console(text)?
+            .ok_or_else(|| TargetError::Failed(format!("the console never shows a line with \"{text}\"")))?;
         found = format!("{}\n", show_line(&line));
         line.at
     } else {
@@ -115,9 +115,9 @@ fn show_line(line: &ConsoleLine) -> String {
 fn console(target: &mut dyn Target, count: &str) -> Result<String, TargetError> {
     let count = match count {
         "" => CONSOLE_LINES,
-        count => count
-            .parse()
-            .map_err(|_| TargetError::Failed(format!("\"{count}\" is not a number of lines")))?,
+        count => {
+            count.parse().map_err(|_| TargetError::Failed(format!("\"{count}\" is not a number of lines")))?
+        }
     };
     let lines = target.console(count.min(CONSOLE_LINES_MAX))?;
     if lines.is_empty() {

@@ -82,7 +82,9 @@ impl Place {
             }
         };
         if at < start || at > end {
-            return Err(TargetError::Failed(format!("{at} is outside of history, which is {start} to {end}")));
+            return Err(TargetError::Failed(format!(
+                "{at} is outside of history, which is {start} to {end}"
+            )));
         }
         Ok(at)
     }

@@ -142,26 +142,84 @@ const GENERAL: [Entry; 16] = [
     entry("r14", Slot::Gpr(14), CORE, "int64", ""),
     entry("r15", Slot::Gpr(15), CORE, "int64", ""),
 ];
-const POINTERS: [Entry; 2] = [
-    entry("rip", Slot::Rip, CORE, "code_ptr", ""),
-    entry("eflags", Slot::Flags, CORE, "i386_eflags", ""),
-];
-const SELECTORS: [Entry; 6] = rows!(CORE, "int32", "", Slot::Selector,
-    "cs" = 0, "ss" = 1, "ds" = 2, "es" = 3, "fs" = 4, "gs" = 5);
-const STACK: [Entry; 8] = rows!(CORE, "i387_ext", "", Slot::St,
-    "st0" = 0, "st1" = 1, "st2" = 2, "st3" = 3, "st4" = 4, "st5" = 5, "st6" = 6, "st7" = 7);
-const X87: [Entry; 8] = rows!(CORE, "int", "float", Slot::X87,
-    "fctrl" = 0, "fstat" = 1, "ftag" = 2, "fiseg" = 3, "fioff" = 4, "foseg" = 5, "fooff" = 6, "fop" = 7);
-const XMM: [Entry; 16] = rows!(SSE, "vec128", "", Slot::Xmm,
-    "xmm0" = 0, "xmm1" = 1, "xmm2" = 2, "xmm3" = 3, "xmm4" = 4, "xmm5" = 5, "xmm6" = 6, "xmm7" = 7,
-    "xmm8" = 8, "xmm9" = 9, "xmm10" = 10, "xmm11" = 11, "xmm12" = 12, "xmm13" = 13, "xmm14" = 14,
-    "xmm15" = 15);
+const POINTERS: [Entry; 2] =
+    [entry("rip", Slot::Rip, CORE, "code_ptr", ""), entry("eflags", Slot::Flags, CORE, "i386_eflags", "")];
+const SELECTORS: [Entry; 6] =
+    rows!(CORE, "int32", "", Slot::Selector, "cs" = 0, "ss" = 1, "ds" = 2, "es" = 3, "fs" = 4, "gs" = 5);
+const STACK: [Entry; 8] = rows!(
+    CORE,
+    "i387_ext",
+    "",
+    Slot::St,
+    "st0" = 0,
+    "st1" = 1,
+    "st2" = 2,
+    "st3" = 3,
+    "st4" = 4,
+    "st5" = 5,
+    "st6" = 6,
+    "st7" = 7
+);
+const X87: [Entry; 8] = rows!(
+    CORE,
+    "int",
+    "float",
+    Slot::X87,
+    "fctrl" = 0,
+    "fstat" = 1,
+    "ftag" = 2,
+    "fiseg" = 3,
+    "fioff" = 4,
+    "foseg" = 5,
+    "fooff" = 6,
+    "fop" = 7
+);
+const XMM: [Entry; 16] = rows!(
+    SSE,
+    "vec128",
+    "",
+    Slot::Xmm,
+    "xmm0" = 0,
+    "xmm1" = 1,
+    "xmm2" = 2,
+    "xmm3" = 3,
+    "xmm4" = 4,
+    "xmm5" = 5,
+    "xmm6" = 6,
+    "xmm7" = 7,
+    "xmm8" = 8,
+    "xmm9" = 9,
+    "xmm10" = 10,
+    "xmm11" = 11,
+    "xmm12" = 12,
+    "xmm13" = 13,
+    "xmm14" = 14,
+    "xmm15" = 15
+);
 const MXCSR: [Entry; 1] = [entry("mxcsr", Slot::Mxcsr, SSE, "i386_mxcsr", "vector")];
 const BASES: [Entry; 2] = rows!(SEGMENTS, "int", "", Slot::System, "fs_base" = 0, "gs_base" = 1);
-const HIGH: [Entry; 16] = rows!(AVX, "uint128", "", Slot::YmmHigh,
-    "ymm0h" = 0, "ymm1h" = 1, "ymm2h" = 2, "ymm3h" = 3, "ymm4h" = 4, "ymm5h" = 5, "ymm6h" = 6,
-    "ymm7h" = 7, "ymm8h" = 8, "ymm9h" = 9, "ymm10h" = 10, "ymm11h" = 11, "ymm12h" = 12, "ymm13h" = 13,
-    "ymm14h" = 14, "ymm15h" = 15);
+const HIGH: [Entry; 16] = rows!(
+    AVX,
+    "uint128",
+    "",
+    Slot::YmmHigh,
+    "ymm0h" = 0,
+    "ymm1h" = 1,
+    "ymm2h" = 2,
+    "ymm3h" = 3,
+    "ymm4h" = 4,
+    "ymm5h" = 5,
+    "ymm6h" = 6,
+    "ymm7h" = 7,
+    "ymm8h" = 8,
+    "ymm9h" = 9,
+    "ymm10h" = 10,
+    "ymm11h" = 11,
+    "ymm12h" = 12,
+    "ymm13h" = 13,
+    "ymm14h" = 14,
+    "ymm15h" = 15
+);
 const CONTROL: [Entry; 7] = [
     entry("k_gs_base", Slot::System(2), SYSTEM, "int64", "system"),
     entry("cr0", Slot::System(3), SYSTEM, "x86_cr0", "system"),

@@ -326,6 +326,7 @@ fn tame(body: Vec<u8>) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(rest).ok()?;
     let (at, length) = text.split_once(',')?;
     let at = u64::from_str_radix(at, 16).ok()?;
-    let length = u64::from_str_radix(length, 16).ok()?.min(READ_BYTES_MAX).min((u64::MAX - at).saturating_add(1));
+    let length =
+        u64::from_str_radix(length, 16).ok()?.min(READ_BYTES_MAX).min((u64::MAX - at).saturating_add(1));
     Some(format!("m{at:x},{length:x}").into_bytes())
 }

@@ -249,7 +249,12 @@ impl ext::HwWatchpoint for Stub<'_> {
         self.until.watchpoints.insert(watchpoint(at, bytes, kind));
         Ok(true)
     }
-    fn remove_hw_watchpoint(&mut self, at: u64, bytes: u64, kind: ext::WatchKind) -> TargetResult<bool, Self> {
+    fn remove_hw_watchpoint(
+        &mut self,
+        at: u64,
+        bytes: u64,
+        kind: ext::WatchKind,
+    ) -> TargetResult<bool, Self> {
         self.until.watchpoints.remove(&watchpoint(at, bytes, kind));
         Ok(true)
     }

@@ -219,4 +219,3 @@ pub trait Target {
         None
     }
 }
-

@@ -58,7 +58,8 @@ fn breakpoints_of_both_kinds_are_hit_in_both_directions() {
         );
         let talk = talk(&mut toy, &script);
         let rax = |at: usize| toy.history[at].registers.gpr[0].to_string();
-        let expected = [format!("{SUBROUTINE:#x}"), rax(calls[0]), rax(calls[1]), rax(calls[0]), rax(ends[0])];
+        let expected =
+            [format!("{SUBROUTINE:#x}"), rax(calls[0]), rax(calls[1]), rax(calls[0]), rax(ends[0])];
         assert_eq!(said(&talk), expected);
         assert!(talk.text.contains(kind), "{}", talk.text);
         gdb::Target::seek(&mut toy, base::Position::START).expect("the start");
@@ -81,7 +82,11 @@ fn a_watchpoint_finds_the_last_writer() {
     let rip = |at: usize| format!("{:#x}", toy.history[at].registers.rip);
     let value = |at: usize| (at + 1).to_string();
     assert_eq!(said(&talk), [rip(last), value(before), rip(last + 1), value(last)]);
-    assert!(talk.text.contains(&format!("Old value = {}\nNew value = {}", last + 1, before + 1)), "{}", talk.text);
+    assert!(
+        talk.text.contains(&format!("Old value = {}\nNew value = {}", last + 1, before + 1)),
+        "{}",
+        talk.text
+    );
 }
 
 #[test]
@@ -137,12 +142,8 @@ fn every_register_of_the_machine_can_be_seen() {
     let byte = u64::from(toy.history[900].registers.ymm[3][0]) * 0x0101_0101_0101_0101;
     assert_ne!(byte, 0);
     let vector = format!("{byte:#x} {byte:#x}");
-    let expected = [
-        "0x112233445566 0xffff888000001000 0x77",
-        "0x12345000 0x80050033 0x10 0x1f80",
-        "1.0 0x37f",
-        &vector,
-    ];
+    let expected =
+        ["0x112233445566 0xffff888000001000 0x77", "0x12345000 0x80050033 0x10 0x1f80", "1.0 0x37f", &vector];
     assert_eq!(said(&talk), expected);
     assert!(talk.text.contains("[ SCE LME LMA NXE ]"), "{}", talk.text);
     assert!(talk.text.contains("[ PE MP ET NE WP AM PG ]"), "{}", talk.text);

@@ -71,7 +71,9 @@ fn a_packet_that_makes_no_sense_gets_an_error_and_nothing_is_lost() {
         assert!(client.ask("qSupported:swbreak+;multiprocess+").contains("ReverseContinue+"));
         assert_eq!(client.ask("QStartNoAckMode"), "OK");
         assert_eq!(client.ask("Z0,1008,1"), "OK");
-        for nonsense in ["mzz,4", "m1000", "m1000,4,4,q", "vCont;x", "vCont;s", "Hg-1", "T-1", "Gxyz", "P", "Z9,", "pq"] {
+        for nonsense in
+            ["mzz,4", "m1000", "m1000,4,4,q", "vCont;x", "vCont;s", "Hg-1", "T-1", "Gxyz", "P", "Z9,", "pq"]
+        {
             let answer = client.ask(nonsense);
             assert!(answer.is_empty() || answer.starts_with('E'), "{nonsense}: {answer}");
         }

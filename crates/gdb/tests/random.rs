@@ -25,7 +25,8 @@ struct Model<'a> {
 impl Model<'_> {
     /// Whether instruction `at` accesses what is watched.
     fn watched(&self, at: usize) -> bool {
-        let (Some((start, bytes, reads, writes)), Some(access)) = (self.watch, &self.toy.history[at].access) else {
+        let (Some((start, bytes, reads, writes)), Some(access)) = (self.watch, &self.toy.history[at].access)
+        else {
             return false;
         };
         let overlaps = access.at < start + bytes && start < access.at + access.bytes;
@@ -140,7 +141,13 @@ fn two_thousand_random_moves_arrive_where_they_should() {
     let talk = talk(&mut toy, &script);
     let said: Vec<_> = talk.text.lines().filter_map(|line| line.strip_prefix("> ")).collect();
     for (i, (state, commands)) in expected.iter().enumerate() {
-        let before: String = expected[i.saturating_sub(8)..i].iter().map(|(s, c)| format!("{c}  {s}\n")).collect();
-        assert_eq!(said.get(i), Some(&state.as_str()), "seed {seed}, after\n{before}{commands}\n{}", talk.errors);
+        let before: String =
+            expected[i.saturating_sub(8)..i].iter().map(|(s, c)| format!("{c}  {s}\n")).collect();
+        assert_eq!(
+            said.get(i),
+            Some(&state.as_str()),
+            "seed {seed}, after\n{before}{commands}\n{}",
+            talk.errors
+        );
     }
 }

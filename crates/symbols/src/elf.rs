@@ -4,8 +4,8 @@
 //! sections without contents; memory is always read from the machine.
 
 use crate::{Error, Symbol, Symbols};
-use object::elf;
 use object::Endianness;
+use object::elf;
 use object::write::StringId;
 use object::write::elf::{FileHeader, SectionHeader, SectionIndex, Sym, Writer};
 
@@ -92,8 +92,8 @@ impl File<'_> {
         }
         let frames_at = writer.reserve(self.frames.len() as u64, 8);
         writer.reserve_symtab();
-        writer.reserve_strtab();
-        writer.reserve_shstrtab();
+        writer.reserve_strtab().map_err(failed)?;
+        writer.reserve_shstrtab().map_err(failed)?;
         writer.reserve_section_headers();
 
         self.header(&mut writer)?;

@@ -25,7 +25,8 @@ pub fn load(image: &[u8]) -> Result<Extents, Error> {
     let mut parts = Vec::new();
     for segment in header.program_headers(endian, &*elf).map_err(wrong)? {
         if segment.p_type(endian) == object::elf::PT_LOAD {
-            let bytes = segment.data(endian, &*elf).map_err(|()| wrong("a segment is outside of the file"))?;
+            let bytes =
+                segment.data(endian, &*elf).map_err(|()| wrong("a segment is outside of the file"))?;
             parts.push((segment.p_vaddr(endian), bytes));
         }
     }
@@ -110,7 +111,8 @@ fn lz4_legacy(mut blocks: &[u8]) -> Result<Vec<u8>, Error> {
     let mut elf = Vec::new();
     while blocks.len() > 4 && (elf.len() as u64) < IMAGE_BYTES_MAX {
         let length = u32_at(blocks, 0).map_or(0, |length| length as usize);
-        let block = blocks[4..].get(..length).ok_or_else(|| wrong("an LZ4 block is outside of its payload"))?;
+        let block =
+            blocks[4..].get(..length).ok_or_else(|| wrong("an LZ4 block is outside of its payload"))?;
         elf.extend(lz4_flex::block::decompress(block, BLOCK_BYTES_MAX).map_err(wrong)?);
         blocks = &blocks[4 + length..];
     }

@@ -66,7 +66,13 @@ pub fn debug_frame(extents: &Extents, symbols: &Symbols) -> Vec<u8> {
             continue;
         }
         let interrupted = of_function.iter().any(|row| matches!(row.kind, Kind::Regs | Kind::PartialRegs));
-        fde(&mut section, if interrupted { signal } else { plain }, interrupted, (pair[0], bytes), of_function);
+        fde(
+            &mut section,
+            if interrupted { signal } else { plain },
+            interrupted,
+            (pair[0], bytes),
+            of_function,
+        );
     }
     if rows.is_empty() { Vec::new() } else { section }
 }
@@ -203,8 +209,8 @@ const EXPRESSION: u8 = 0x10;
 fn stack(row: &Row) -> Option<Vec<u8>> {
     let plain = |register| Some(base(register, row.sp_offset));
     match row.sp_reg {
-        2 => plain(1),  // RDX
-        3 => plain(5),  // RDI
+        2 => plain(1), // RDX
+        3 => plain(5), // RDI
         4 => plain(RBP),
         5 => plain(RSP),
         6 => plain(10), // R10
