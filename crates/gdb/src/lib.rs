@@ -6,7 +6,7 @@
 //! description, watchpoints of any length and number, the way back, `monitor` commands, and a
 //! connection that survives nonsense.
 //!
-//! The code map: [`target`](Target) is the seam to the sessions below; `registers` and
+//! The code map: `target` is the seam to the sessions below; `registers` and
 //! `description` say what gdb shows; `stub` and `resume` translate between gdbstub and a target;
 //! `monitor` holds the commands; `framing`, `wire` and `session` are the connection, from bytes to
 //! whole packets to a conversation; `script` is what a gdb that we start ourselves is told first.
@@ -30,7 +30,7 @@ mod target;
 mod wire;
 
 pub use description::target_description;
-pub use listener::{Address, Listener};
+pub use listener::{Address, Listener, Stopper};
 pub use place::Place;
 pub use registers::Registers;
 pub use script::startup_script;

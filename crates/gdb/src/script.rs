@@ -26,11 +26,22 @@ pub fn startup_script(address: &str, symbols: &[(&Path, i64)]) -> String {
     script + COMMANDS
 }
 
-/// After a `monitor` command the machine may stand elsewhere.
+/// After a `monitor` command the machine may stand elsewhere. gdb must forget registers and memory,
+/// and also the values of watched expressions, which it compares with to tell whether one changed:
+/// taking a watchpoint out and in makes it read the value anew. That takes gdb's Python; a gdb
+/// without it (there is no `$_any_caller_is` then) may miss the first change after a seek.
 const COMMANDS: &str = "\
 define hookpost-monitor
 maintenance flush register-cache
 maintenance flush dcache
+if !$_isvoid($_any_caller_is)
+python
+for watch in gdb.breakpoints():
+    if watch.enabled and watch.type not in (gdb.BP_BREAKPOINT, gdb.BP_HARDWARE_BREAKPOINT):
+        watch.enabled = False
+        watch.enabled = True
+end
+end
 end
 define seek
 monitor seek $arg0

@@ -1,20 +1,4 @@
 //! What the debugger needs of a machine with a history: the seam to the sessions below.
-//!
-//! # When runs stop
-//!
-//! Let `s(p)` be the machine's state at position `p`, and instruction `p` the one that leads from
-//! `s(p)` to `s(p + 1)`. A run from position `p0` never stops at `p0` itself for a breakpoint or a
-//! step: it moves by at least one instruction, unless it stands at the end it runs towards.
-//!
-//! | condition | forwards: the first `p > p0` where | backwards: the last `p < p0` where |
-//! | --- | --- | --- |
-//! | breakpoint at `a` | RIP of `s(p)` is `a` | RIP of `s(p)` is `a` |
-//! | watchpoint on `w` | instruction `p - 1` accessed `w` | instruction `p` accesses `w` |
-//! | `step` | `p - p0` is the count | `p0 - p` is the count |
-//!
-//! So a forward run stands behind the access and a backward run before it, in both cases with the
-//! access between the two states that gdb compares. When several hold at the same position, a
-//! watchpoint is reported before a breakpoint, and that before a step.
 
 use crate::Registers;
 use base::{GuestPhys, GuestTime, GuestVirt, Position};
@@ -151,6 +135,22 @@ pub enum TargetError {
 }
 
 /// A machine with a history, standing at one position of it.
+///
+/// # When runs stop
+///
+/// Let `s(p)` be the machine's state at position `p`, and instruction `p` the one that leads from
+/// `s(p)` to `s(p + 1)`. A run from position `p0` never stops at `p0` itself for a breakpoint or a
+/// step: it moves by at least one instruction, unless it stands at the end it runs towards.
+///
+/// | condition | forwards: the first `p > p0` where | backwards: the last `p < p0` where |
+/// | --- | --- | --- |
+/// | breakpoint at `a` | RIP of `s(p)` is `a` | RIP of `s(p)` is `a` |
+/// | watchpoint on `w` | instruction `p - 1` accessed `w` | instruction `p` accesses `w` |
+/// | `step` | `p - p0` is the count | `p0 - p` is the count |
+///
+/// So a forward run stands behind the access and a backward run before it, in both cases with the
+/// access between the two states that gdb compares. When several hold at the same position, a
+/// watchpoint is reported before a breakpoint, and that before a step.
 pub trait Target {
     /// How many processors there are; at least 1.
     fn cpus(&self) -> usize;
@@ -188,7 +188,7 @@ pub trait Target {
 
     /// Moves to a position between [`Target::start`] and [`Target::end`].
     fn seek(&mut self, to: Position) -> Result<(), TargetError>;
-    /// Runs until a condition holds (see the [module](self) for when exactly), an end of history,
+    /// Runs until a condition holds (see [`Target`] for when exactly), an end of history,
     /// or `interrupt` returns true; it is called often enough to answer a person at once (every few
     /// milliseconds) and costs an atomic load. After an error the machine stands somewhere valid.
     fn run(

@@ -120,14 +120,14 @@ pub(crate) fn read(listener: &Listener, client: &Stream, signals: &Signals, queu
             client_open = false;
             reader.close();
         }
-        if ready.listener {
-            if let Ok(Some(stream)) = listener.accept() {
-                if refused.len() == REFUSED_MAX {
-                    refused.remove(0);
-                }
-                refused.push(stream);
-                continue;
+        if ready.listener
+            && let Ok(Some(stream)) = listener.accept()
+        {
+            if refused.len() == REFUSED_MAX {
+                refused.remove(0);
             }
+            refused.push(stream);
+            continue;
         }
         let mut answered = ready.refused.into_iter();
         refused.retain(|stream| !answered.next().unwrap_or(false) || refuse(stream));

@@ -242,3 +242,17 @@ fn ten_thousand_breakpoints_do_not_hurt() {
     let _ = write!(script, "break *{SUBROUTINE:#x}\ncontinue\n{WHERE}reverse-continue\n{WHERE}");
     assert_eq!(said(&talk(&mut toy, &script)), [format!("{SUBROUTINE:#x}"), format!("{CODE:#x}")]);
 }
+
+#[test]
+fn a_watchpoint_compares_with_the_value_where_a_seek_led() {
+    if !have_gdb() {
+        return;
+    }
+    let mut toy = Toy::new(LENGTH);
+    let first = writes(&toy)[0] + 1;
+    let script = format!(
+        "watch *(long*){CELL:#x}\ncontinue\nprintf \"> %ld\\n\", *(long*){CELL:#x}\nmonitor seek start\n\
+         continue\nprintf \"> %ld\\n\", *(long*){CELL:#x}\n"
+    );
+    assert_eq!(said(&talk(&mut toy, &script)), [first.to_string(), first.to_string()]);
+}

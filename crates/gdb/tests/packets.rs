@@ -206,7 +206,7 @@ const SEEDS: &[&str] = &[
 ];
 
 #[test]
-fn a_million_random_bytes_neither_crash_nor_silence_it() {
+fn random_and_damaged_packets_neither_crash_nor_silence_it() {
     let seed = 7;
     let mut random = Pcg64Mcg::seed_from_u64(seed);
     let mut toy = Toy::new(200);

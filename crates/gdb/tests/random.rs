@@ -89,8 +89,7 @@ fn choose(random: &mut Pcg64Mcg, model: &mut Model<'_>) -> String {
         }
         8 => {
             model.at = below(random, LENGTH + 1);
-            // A watchpoint must compare with the value here, not with the one where it last was.
-            format!("monitor seek {}\ndisable\nenable\n", model.at)
+            format!("monitor seek {}\n", model.at)
         }
         9 => {
             model.breakpoints.clear();

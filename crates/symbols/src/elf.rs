@@ -53,10 +53,10 @@ fn parts(kernel: &Symbols) -> Vec<Part> {
     let names = [(".text", true), (".rodata", false), (".init.text", true), (".data", false)];
     let mut parts = Vec::new();
     for ((name, code), pair) in names.into_iter().zip(cuts.windows(2)) {
-        if let [Some(start), Some(end)] = *pair {
-            if start < end {
-                parts.push(Part { name: name.into(), start, end, code });
-            }
+        if let [Some(start), Some(end)] = *pair
+            && start < end
+        {
+            parts.push(Part { name: name.into(), start, end, code });
         }
     }
     parts
