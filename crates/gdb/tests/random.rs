@@ -132,9 +132,9 @@ fn two_thousand_random_moves_arrive_where_they_should() {
         let commands = choose(&mut random, &mut model);
         let state = model.state(&model.toy.memory_at(model.at));
         expected.push((format!("{number} {state}"), commands.clone()));
-        let _ = write!(
+        let _ = writeln!(
             script,
-            "{commands}printf \"> {number} %#lx %lu %lu %lu\\n\", $rip, $rax, $rbx, *(unsigned long*){CELL:#x}\n"
+            "{commands}printf \"> {number} %#lx %lu %lu %lu\\n\", $rip, $rax, $rbx, *(unsigned long*){CELL:#x}"
         );
     }
     let talk = talk(&mut toy, &script);

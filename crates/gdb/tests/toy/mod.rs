@@ -72,7 +72,7 @@ fn step(registers: &mut Registers, count: u64) -> Option<Access> {
         _ => registers.rflags ^= 1,
     }
     registers.rip = match (sub, index) {
-        (false, 9) if registers.gpr[0] % 5 == 0 => SUBROUTINE,
+        (false, 9) if registers.gpr[0].is_multiple_of(5) => SUBROUTINE,
         (true, 6) => CODE + 4 * 10,
         (false, i) if i + 1 == LOOP => CODE,
         _ => registers.rip + 4,
@@ -148,7 +148,7 @@ impl Toy {
     }
 
     fn line(&self, at: usize) -> Option<ConsoleLine> {
-        (at % 100 == 0 && at > 0).then(|| ConsoleLine {
+        (at.is_multiple_of(100) && at > 0).then(|| ConsoleLine {
             at: Position::from_count(at as u64),
             text: format!("line {} of the console\x1b[2J", at / 100),
         })
