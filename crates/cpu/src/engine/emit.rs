@@ -236,7 +236,8 @@ impl<'a> Emitter<'a> {
         };
         if !self.mode.is64() {
             let index = segment.number();
-            if !self.mode.has(Mode::FLAT[index]) || self.mode.bits() == 16 {
+            // Code can be read through CS only if its descriptor says so, and never written.
+            if segment == Register::CS || !self.mode.has(Mode::FLAT[index]) || self.mode.bits() == 16 {
                 return None;
             }
         }
