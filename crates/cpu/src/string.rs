@@ -318,10 +318,9 @@ fn single(core: &mut Core, op: &Op) -> Result<Step, Exception> {
             ended = !op.goes_on(core);
         }
         Kind::Cmps => {
-            // The destination first, as the model's vendor's processors do.
+            let left = source(core)?;
             let at = destination(core, false)?;
             let right = core.read_uint(at, size, Intent::Explicit)?;
-            let left = source(core)?;
             compare(core, size, left, right);
             ended = !op.goes_on(core);
         }
@@ -400,17 +399,8 @@ fn run(core: &mut Core, op: &Op, wanted: u64) -> Option<Step> {
     if n < 2 {
         return None;
     }
-    // In the order of an iteration's accesses, so that Accessed bits do not depend on a fault.
-    let (mut from, mut to) = (None, None);
-    if op.kind == Kind::Cmps {
-        to = Some(stretch(core, op, destination, n, backward)?);
-    }
-    if op.reads_source() {
-        from = Some(stretch(core, op, source, n, backward)?);
-    }
-    if op.uses_destination() && to.is_none() {
-        to = Some(stretch(core, op, destination, n, backward)?);
-    }
+    let from = if op.reads_source() { Some(stretch(core, op, source, n, backward)?) } else { None };
+    let to = if op.uses_destination() { Some(stretch(core, op, destination, n, backward)?) } else { None };
     if op.writes_destination() && writes_what_it_runs_by(core, from.as_ref(), to.as_ref()?) {
         return None;
     }
