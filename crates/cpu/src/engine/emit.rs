@@ -241,6 +241,9 @@ impl<'a> Emitter<'a> {
                 return None;
             }
         }
+        if instr.memory_base().is_gpr16() || instr.memory_index().is_gpr16() {
+            return None;
+        }
         let width = if self.short_address(instr) { Width::W32 } else { Width::W64 };
         if instr.is_ip_rel_memory_operand()
             || instr.memory_base() == Register::None && instr.memory_index() == Register::None
