@@ -107,8 +107,11 @@ fn mask_move(core: &mut Core, instr: &Instruction, size: usize) -> Done {
     let count = width(data) / size;
     let segment = operand_segment(core, instr);
     let base = effective_offset(core, instr, 0);
-    let place =
-        |core: &Core, i: usize| core.linear(segment, base.wrapping_add((i * size) as u64), size, store);
+    // Outside of 64-bit mode offsets wrap around from one element to the next.
+    let width = if core.state.code64() { u64::MAX } else { 0xffff_ffff };
+    let place = |core: &Core, i: usize| {
+        core.linear(segment, base.wrapping_add((i * size) as u64) & width, size, store)
+    };
     if store {
         let value = core.state.fpu.ymm[data.number()];
         for i in (0..count).filter(|&i| selected(&mask, i, size)) {
