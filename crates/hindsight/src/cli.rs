@@ -5,6 +5,7 @@ use crate::values::{ConsoleTo, Forward, Net, Pos, Size, duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
+use timeline::Tuning;
 
 /// A virtual machine with a rewind button: record a whole Linux guest, replay it exactly, debug
 /// it backwards.
@@ -248,6 +249,24 @@ pub struct HostOptions {
     /// Print one JSON object on standard output, and nothing else there
     #[arg(long)]
     pub json: bool,
+    /// How much translated code is kept; makes no difference to the guest
+    #[arg(long, value_name = "SIZE", default_value = "128M")]
+    pub code_cache: Size,
+    /// For tests: drop translations at random, which must make no difference to the guest
+    #[arg(long, value_name = "N", hide = true)]
+    pub chaos: Option<u64>,
+}
+
+impl HostOptions {
+    /// What has no effect on the guest.
+    pub fn tuning(&self) -> Result<Tuning, Failure> {
+        let code_cache_bytes = usize::try_from(self.code_cache.bytes).unwrap_or(usize::MAX);
+        if !(1 << 20..=1 << 30).contains(&code_cache_bytes) {
+            let given = self.code_cache;
+            return Err(Failure::usage(format!("--code-cache {given}: it has between 1M and 1G")));
+        }
+        Ok(Tuning { code_cache_bytes, chaos: self.chaos, ..Tuning::default() })
+    }
 }
 
 /// `--clock`

@@ -9,8 +9,6 @@
 //! touch the state of a machine other than through a session, print anything but the summary on
 //! standard output with `--json`, or leave the terminal changed.
 #![forbid(unsafe_code)]
-// Until session::machine() is the real one, its side of the seam has no user.
-#![allow(dead_code)]
 
 mod cli;
 mod commands;
@@ -21,6 +19,7 @@ mod keyboard;
 mod library;
 mod progress;
 mod session;
+mod sessions;
 mod stop;
 mod summary;
 mod terminal;

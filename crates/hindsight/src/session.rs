@@ -16,6 +16,7 @@ use crate::values::{Forward, Net, Pos};
 use guest::job::Job;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
+use timeline::Tuning;
 
 /// A guest, complete and checked: every file existed and was readable a moment ago.
 #[derive(Clone, Debug)]
@@ -81,6 +82,8 @@ pub struct HostSide {
     pub stop: Stop,
     /// Lines about what is going on, for people.
     pub progress: Progress,
+    /// What has no effect on the guest.
+    pub tuning: Tuning,
 }
 
 /// What a run, recording or replay came to.
@@ -154,49 +157,5 @@ pub trait Machine {
 
 /// The machine of this build.
 pub fn machine() -> impl Machine {
-    Absent
-}
-
-/// Stands where the machine will be connected; every use is refused.
-#[derive(Debug)]
-struct Absent;
-
-impl Absent {
-    fn refuse<T>() -> Result<T, Failure> {
-        Err(Failure::host("this build has no machine yet"))
-    }
-}
-
-impl Machine for Absent {
-    fn run(&self, _: &GuestPlan, _: HostSide) -> Result<Outcome, Failure> {
-        Self::refuse()
-    }
-
-    fn record(&self, _: &GuestPlan, _: &Path, _: HostSide) -> Result<(Outcome, RecordFigures), Failure> {
-        Self::refuse()
-    }
-
-    fn replay(&self, _: &Path, _: Pos, _: bool, _: HostSide) -> Result<(Outcome, ReplayFigures), Failure> {
-        Self::refuse()
-    }
-
-    fn debug(
-        &self,
-        _: &Path,
-        _: Option<Pos>,
-        _: Option<&Path>,
-        _: &Listen,
-        _: &mut dyn FnMut(&str),
-        _: &Stop,
-    ) -> Result<(), Failure> {
-        Self::refuse()
-    }
-
-    fn info(&self, _: &Path) -> Result<(String, serde_json::Value), Failure> {
-        Self::refuse()
-    }
-
-    fn pack(&self, _: &Path, _: &Path, _: &Progress) -> Result<(), Failure> {
-        Self::refuse()
-    }
+    crate::sessions::Sessions
 }

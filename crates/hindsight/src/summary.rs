@@ -98,7 +98,7 @@ impl<F: Serialize> Summary<F> {
 }
 
 /// The process's exit status, as the manual has it.
-fn exit_status(outcome: &Outcome, stopped: Option<Reason>, with_job: bool) -> u8 {
+pub fn exit_status(outcome: &Outcome, stopped: Option<Reason>, with_job: bool) -> u8 {
     match outcome.exit {
         // A job without a status did not end well: something powered the guest off under it.
         Exit::Poweroff | Exit::Command => {

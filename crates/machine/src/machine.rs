@@ -14,7 +14,7 @@ use crate::pci::PciBus;
 use crate::processor::{Exit, Processor};
 use crate::processor_state::{self, ProcessorStateError};
 use base::{GuestTime, Position};
-use cpu::{Activity, Bus};
+use cpu::{Activity, Bus, CpuState};
 use devices::{Outside, ProcessorSignal, StateError};
 use disk::DiskError;
 use serde::{Deserialize, Serialize};
@@ -46,8 +46,8 @@ pub enum Stop {
     TripleFault,
     /// The guest wrote this to the debug-exit port.
     DebugExit(u32),
-    /// Halted. Guest time does not pass by itself (`until` says when the machine would next act),
-    /// or nothing is ever going to happen (`None`): it waits for input.
+    /// Halted. Guest time does not pass by itself, or not that far ([`Machine::set_idle_horizon`]);
+    /// `until` says when the machine would next act. With `None` it waits for input.
     Idle {
         /// The guest time of the next deadline.
         until: Option<GuestTime>,
@@ -113,6 +113,8 @@ pub struct Machine<P> {
     memory_hash: MemoryHash,
     /// An NMI waits for the processor to return from the one before.
     nmi_held: bool,
+    /// How far guest time may jump while the processor is halted.
+    idle_horizon: GuestTime,
 }
 
 impl<P: Processor> Machine<P> {
@@ -126,7 +128,8 @@ impl<P: Processor> Machine<P> {
     ) -> Result<Self, BoardError> {
         let board = Board::new(&config.board, pci, out)?;
         let memory_hash = MemoryHash::new(board.memory());
-        Ok(Self { config, board, processor, gate, memory_hash, nmi_held: false })
+        let idle_horizon = GuestTime::from_ns(u64::MAX);
+        Ok(Self { config, board, processor, gate, memory_hash, nmi_held: false, idle_horizon })
     }
 
     /// Puts a Linux guest into memory and the processor at its entry, as a boot loader after
@@ -141,6 +144,30 @@ impl<P: Processor> Machine<P> {
         self.board.set_virtual_wire();
         self.processor.state_replaced();
         Ok(())
+    }
+
+    /// Begins anew, as after a reset: devices and processor are as at power-on and the guest is to
+    /// be loaded again; RAM, disks, the clock and the position stay.
+    pub fn reset(&mut self) {
+        self.board.reset();
+        self.nmi_held = false;
+        let fresh = CpuState { retired: self.processor.state().retired, ..CpuState::power_on() };
+        *self.processor.state_mut() = fresh;
+        self.processor.state_replaced();
+    }
+
+    /// Lets guest time jump to `horizon` and no further while the processor is halted, with
+    /// [`Idle::Skip`]. Beyond it the machine stops with [`Stop::Idle`]. No limit at first. The guest
+    /// cannot see how far one call goes.
+    pub fn set_idle_horizon(&mut self, horizon: GuestTime) {
+        self.idle_horizon = horizon;
+    }
+
+    /// Lets guest time pass up to `time`, which must not lie beyond the next deadline, while the
+    /// machine stands at [`Stop::Idle`]: before an input that comes at that time.
+    pub fn pass_idle_time(&mut self, time: GuestTime) {
+        let position = self.position();
+        self.board.skip_to(position, time);
     }
 
     /// What it is made of.
@@ -315,9 +342,8 @@ impl<P: Processor> Machine<P> {
         if !self.takes_interrupts() {
             return Some(Stop::Dead);
         }
-        let (Idle::Skip, Some(until)) = (self.config.idle, deadline) else {
-            return Some(Stop::Idle { until: deadline });
-        };
+        let skipped = deadline.filter(|until| self.config.idle == Idle::Skip && *until <= self.idle_horizon);
+        let Some(until) = skipped else { return Some(Stop::Idle { until: deadline }) };
         *jumps += 1;
         if *jumps > IDLE_JUMPS_MAX {
             return Some(Stop::Breath);

@@ -206,6 +206,14 @@ impl Asm {
             self.bytes(&value.to_le_bytes());
         }
     }
+    /// `add dst, [mem]`, 64 bits; for thunks, since it writes flags.
+    pub fn op_load_add(&mut self, dst: Reg, mem: Mem) {
+        self.op_mem(Width::W64, &[0x03], dst.0, mem);
+    }
+    /// `cmp dst, [mem]`, 64 bits; for thunks, since it writes flags.
+    pub fn op_cmp(&mut self, dst: Reg, mem: Mem) {
+        self.op_mem(Width::W64, &[0x3b], dst.0, mem);
+    }
     /// `lea dst, [mem]` at 64 or 32 bits.
     pub fn lea(&mut self, width: Width, dst: Reg, mem: Mem) {
         self.op_mem(width, &[0x8d], dst.0, mem);

@@ -94,7 +94,7 @@ impl Vcpu {
         let mut e = Emitter::new(
             self.bounce_code,
             base,
-            self.thunks.exit,
+            self.thunks,
             super::blocks::Mode::default(),
             BlockId(0),
             &mut exits,

@@ -30,6 +30,7 @@ use super::asm::{Asm, Fixup8, Fixup32, Mem, Reg, Width};
 use super::blocks::{BlockId, DecodedId, Exit, ExitId, ExitKind, Mode};
 use super::hot::{Field, code_slot, tlb_slot};
 use super::regs;
+use super::thunks::Thunks;
 use iced_x86::{Instruction, OpKind, Register};
 use x86::gpr;
 
@@ -45,6 +46,7 @@ pub struct Ea {
 struct Stub {
     from: Fixup32,
     insn: u8,
+    retry: u32,
     kind: StubKind,
 }
 
@@ -63,12 +65,14 @@ pub struct Emitter<'a> {
     pub asm: Asm,
     pub mode: Mode,
     base: u32,
-    exit_thunk: u32,
+    thunks: Thunks,
     block: BlockId,
     exits: &'a mut Vec<Exit>,
     stubs: Vec<Stub>,
     /// Index of the instruction being translated.
     pub insn: u8,
+    /// Host address at which its translation begins.
+    pub retry: u32,
 }
 
 impl<'a> Emitter<'a> {
@@ -76,12 +80,13 @@ impl<'a> Emitter<'a> {
     pub fn new(
         origin: u32,
         base: u32,
-        exit_thunk: u32,
+        thunks: Thunks,
         mode: Mode,
         block: BlockId,
         exits: &'a mut Vec<Exit>,
     ) -> Self {
-        Self { asm: Asm::new(origin), mode, base, exit_thunk, block, exits, stubs: Vec::new(), insn: 0 }
+        let asm = Asm::new(origin);
+        Self { asm, mode, base, thunks, block, exits, stubs: Vec::new(), insn: 0, retry: origin }
     }
 
     /// An absolute operand: a field of the hot data.
@@ -138,7 +143,7 @@ impl<'a> Emitter<'a> {
     /// `jmp` to an out-of-line exit.
     pub fn jump_out(&mut self, kind: ExitKind) {
         let from = self.asm.jmp_forward();
-        self.stubs.push(Stub { from, insn: self.insn, kind: StubKind::Plain(kind) });
+        self.stubs.push(Stub { from, insn: self.insn, retry: self.retry, kind: StubKind::Plain(kind) });
     }
 
     /// `jmp` to a guest address of this block's address space, linked later.
@@ -150,14 +155,14 @@ impl<'a> Emitter<'a> {
     pub fn jump_to_mode(&mut self, target: u64, mode: Mode) {
         let from = self.asm.jmp_forward();
         let kind = StubKind::Branch { target, mode, give_back: 0 };
-        self.stubs.push(Stub { from, insn: self.insn, kind });
+        self.stubs.push(Stub { from, insn: self.insn, retry: self.retry, kind });
     }
 
     /// `jcc` likewise; `give_back` instructions of the block will not have run.
     pub fn branch_to(&mut self, condition: u8, target: u64, give_back: u8) {
         let from = self.asm.jcc_forward(condition);
         let kind = StubKind::Branch { target, mode: self.mode, give_back };
-        self.stubs.push(Stub { from, insn: self.insn, kind });
+        self.stubs.push(Stub { from, insn: self.insn, retry: self.retry, kind });
     }
 
     /// Executes this instruction in Rust, inline; translation goes on behind it.
@@ -178,7 +183,7 @@ impl<'a> Emitter<'a> {
 
     fn leave_with(&mut self, id: ExitId) {
         self.asm.mov_imm(Reg::RCX, id.0 as u64);
-        self.asm.jmp(self.exit_thunk);
+        self.asm.jmp(self.thunks.exit);
     }
 
     /// Emits the out-of-line exits; call once, last. `count` is the block's.
@@ -186,6 +191,9 @@ impl<'a> Emitter<'a> {
         for stub in std::mem::take(&mut self.stubs) {
             self.asm.bind32(stub.from);
             match stub.kind {
+                StubKind::Plain(ExitKind::Access { register, displacement, size, write, .. }) => {
+                    self.miss(&stub, Reg(register), displacement, size, write);
+                }
                 StubKind::Plain(kind) => {
                     let id = self.exit_for(stub.insn, kind);
                     self.leave_with(id);
@@ -206,6 +214,21 @@ impl<'a> Emitter<'a> {
                 }
             }
         }
+    }
+
+    /// On a TLB miss: the address to R10, that of the last byte to R11, and on to the search.
+    fn miss(&mut self, stub: &Stub, register: Reg, displacement: i32, size: u8, write: bool) {
+        if register != Reg::R10 || displacement != 0 {
+            self.asm.lea(Width::W64, Reg::R10, Mem::base(register, displacement));
+        }
+        self.asm.lea(Width::W64, Reg::R11, Mem::base(Reg::R10, size as i32 - 1));
+        let retry = self.field(Field::RETRY);
+        self.asm.store_imm(Width::W64, retry, stub.retry as i32);
+        let kind =
+            ExitKind::Access { register: Reg::R10.0, displacement: 0, size, write, decoded: DecodedId::NONE };
+        let id = self.exit_for(stub.insn, kind);
+        self.asm.mov_imm(Reg::RCX, id.0 as u64);
+        self.asm.jmp(self.thunks.search[self.mode.set()][write as usize]);
     }
 
     /// The host register holding a guest register's value, loading it into `scratch` if it has
@@ -301,8 +324,8 @@ impl<'a> Emitter<'a> {
     /// Emits the TLB check for `size` bytes at `ea` and returns the host memory operand.
     /// R11 holds the addend afterwards, RCX is zero.
     pub fn check(&mut self, ea: Ea, size: usize, write: bool) -> Mem {
-        let tags = self.table(if write { Field::WRITE } else { Field::READ });
-        let addends = self.table(Field::ADDEND);
+        let tlb = self.table(Field::data(write));
+        let (tags, addends) = (tlb + Field::TAG, tlb + Field::ADDEND);
         let reach = size as i32 - 1;
         if let Some(value) = ea.constant {
             let slot = 8 * tlb_slot(value >> 12) as u32;

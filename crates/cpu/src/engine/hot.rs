@@ -13,6 +13,8 @@ pub const TLB_ENTRIES: usize = 256;
 pub const CODE_SLOTS: usize = 1024;
 /// Entries of the jump cache (the index is a 16-bit zero extension of the target).
 pub const JUMP_ENTRIES: usize = 1 << 16;
+/// Entries of a spill table.
+pub const SPILL_ENTRIES: usize = 4096;
 /// Number of mode sets.
 pub const SETS: usize = 5;
 
@@ -26,16 +28,45 @@ pub struct JumpEntry {
     pub code: u64,
 }
 
+/// A direct-mapped table of data translations, for one kind of access.
+#[repr(C, align(64))]
+pub struct DataTlb {
+    /// Minus the page address.
+    pub tag: [u64; TLB_ENTRIES],
+    /// Host address less guest address.
+    pub addend: [u64; TLB_ENTRIES],
+    /// Physical address of the leaf page-table entry it came from.
+    pub leaf: [u64; TLB_ENTRIES],
+    /// RAM page index, and [`GLOBAL`].
+    pub page: [u64; TLB_ENTRIES],
+}
+
+/// In [`DataTlb::page`]: the translation survives a CR3 load.
+pub const GLOBAL: u64 = 1 << 63;
+
+/// A translation kept beside the direct-mapped table.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct SpillEntry {
+    /// Page address plus generation.
+    pub key: u64,
+    /// As in [`DataTlb`].
+    pub addend: u64,
+    pub leaf: u64,
+    pub page: u64,
+}
+
 /// Tables of one processor mode (kernel, kernel with SMAP lifted, user, 32-bit user, others):
 /// translated code has its mode's tables wired in, so that a mode switch flushes nothing.
 #[repr(C, align(64))]
 pub struct ModeSet {
-    /// Minus the page address if reads may go straight to memory.
-    pub read: [u64; TLB_ENTRIES],
-    /// The same for writes.
-    pub write: [u64; TLB_ENTRIES],
-    /// Host address less guest address.
-    pub addend: [u64; TLB_ENTRIES],
+    /// Data translations for reads and for writes, apart so that a copy between two buffers does
+    /// not make them evict each other.
+    pub data: [DataTlb; 2],
+    /// What does not fit there; searched by emitted code on a miss.
+    pub spill: [[SpillEntry; SPILL_ENTRIES]; 2],
+    /// The low 12 bits of a live spill entry's key; never zero. Changing it drops them all.
+    pub generation: [u64; 2],
     /// Identity of the code page behind each virtual page (see `blocks`); 0: unknown.
     pub code_page: [u32; CODE_SLOTS],
     /// Indirect jump targets.
@@ -86,6 +117,12 @@ pub struct Hot {
     /// Whether the time-stamp counter is `tsc_base - (budget >> 6)`.
     pub tsc_linear: u32,
     pub tsc_base: u64,
+    /// Where a memory access whose translation was found in the spill table is tried again.
+    pub retry: u64,
+    /// The guest's RAX while the spill table is searched.
+    pub temporary_rax: u64,
+    /// Status flags meanwhile.
+    pub searching: u64,
     /// Holds a value between the two memory accesses of one instruction.
     pub temporary: u64,
     /// What an indirect call's return address has overwritten, should the call fault after all.
@@ -147,9 +184,23 @@ impl Field {
     pub const fn set(n: usize) -> u32 {
         (offset_of!(Hot, sets) + n * size_of::<ModeSet>()) as u32
     }
-    pub const READ: u32 = offset_of!(ModeSet, read) as u32;
-    pub const WRITE: u32 = offset_of!(ModeSet, write) as u32;
-    pub const ADDEND: u32 = offset_of!(ModeSet, addend) as u32;
+    pub const RETRY: u32 = offset_of!(Hot, retry) as u32;
+    pub const TEMPORARY_RAX: u32 = offset_of!(Hot, temporary_rax) as u32;
+    pub const SEARCHING: u32 = offset_of!(Hot, searching) as u32;
+    /// A mode set's table for reads or writes.
+    pub const fn data(write: bool) -> u32 {
+        (offset_of!(ModeSet, data) + write as usize * size_of::<DataTlb>()) as u32
+    }
+    pub const TAG: u32 = offset_of!(DataTlb, tag) as u32;
+    pub const ADDEND: u32 = offset_of!(DataTlb, addend) as u32;
+    pub const LEAF: u32 = offset_of!(DataTlb, leaf) as u32;
+    pub const PAGE: u32 = offset_of!(DataTlb, page) as u32;
+    pub const fn spill(write: bool) -> u32 {
+        (offset_of!(ModeSet, spill) + write as usize * size_of::<[SpillEntry; SPILL_ENTRIES]>()) as u32
+    }
+    pub const fn generation(write: bool) -> u32 {
+        (offset_of!(ModeSet, generation) + 8 * write as usize) as u32
+    }
     pub const CODE_PAGE: u32 = offset_of!(ModeSet, code_page) as u32;
     pub const JUMP: u32 = offset_of!(ModeSet, jump) as u32;
 }

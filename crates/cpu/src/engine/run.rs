@@ -306,7 +306,7 @@ impl Vcpu {
         let place = Place {
             origin: self.blocks.next_address(),
             base: self.arena.base(),
-            exit_thunk: self.thunks.exit,
+            thunks: self.thunks,
             block: self.blocks.next_id(),
             page_id: self.blocks.page_id(key.virt >> 12, phys.page(), key.mode),
             second,
@@ -567,15 +567,7 @@ impl Vcpu {
                         bus.ram().mark_dirty(page);
                     }
                     let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global };
-                    self.tlb.fill_data(
-                        &self.arena,
-                        bus.ram(),
-                        mode,
-                        virt,
-                        page,
-                        found.writable_now,
-                        &mapping,
-                    );
+                    self.tlb.fill_data(&self.arena, bus.ram(), mode, write, virt, page, &mapping);
                     return Next::Enter(self.blocks.get(block).insns[k as usize].host);
                 }
             }

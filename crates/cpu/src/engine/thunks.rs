@@ -6,8 +6,9 @@
 //! while translated code runs, so nothing of ours may push, and signals use an alternate stack.
 
 use super::asm::{Asm, Mem, Reg, Width};
-use super::hot::Field;
+use super::hot::{Field, SETS, SPILL_ENTRIES, SpillEntry, TLB_ENTRIES};
 use super::regs;
+use std::mem::offset_of;
 
 /// Addresses of the doors.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +17,8 @@ pub struct Thunks {
     pub enter: u32,
     /// Jumped to by translated code with ECX = exit index.
     pub exit: u32,
+    /// For each mode set, reads and writes: searches the spill table (see [`search`]).
+    pub search: [[u32; 2]; SETS],
 }
 
 const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
@@ -66,7 +69,8 @@ pub fn emit(asm: &mut Asm, base: u32, avx: bool) -> Thunks {
         pop(asm, *r);
     }
     asm.bytes(&[0xc3]);
-    Thunks { enter, exit }
+    let search = std::array::from_fn(|set| [false, true].map(|write| search(asm, base, exit, set, write)));
+    Thunks { enter, exit, search }
 }
 
 fn push(asm: &mut Asm, r: u8) {
@@ -81,4 +85,60 @@ fn pop(asm: &mut Asm, r: u8) {
         asm.bytes(&[0x41]);
     }
     asm.bytes(&[0x58 | (r & 7)]);
+}
+
+/// Emits the search of a spill table: with the access's address in R10, its last byte's in R11 and
+/// the exit index in ECX, moves a translation that is found into the direct-mapped table and tries
+/// the access again at `Hot::retry`; else leaves by the exit door.
+///
+/// Unlike translated blocks it computes with status flags, so it puts the guest's aside.
+fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
+    let start = asm.here();
+    let field = |offset: u32| Mem::abs(base + offset);
+    let table = base + Field::set(set);
+    let spill = (table + Field::spill(write)) as i32;
+    let tlb = table + Field::data(write);
+    let part = |offset: u32| Mem { base: None, index: Some((Reg::R11, 0)), disp: spill + offset as i32 };
+
+    asm.store(Width::W64, field(Field::TEMPORARY_RAX), Reg::RAX);
+    asm.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+    asm.store(Width::W64, field(Field::SEARCHING), Reg::RAX);
+    asm.bytes(&[0x4d, 0x31, 0xd3, 0x49, 0xc1, 0xeb, 12]); // xor r11, r10; shr r11, 12
+    let crossing = asm.jcc_forward(5);
+    asm.mov(Width::W64, Reg::R11, Reg::R10);
+    asm.bytes(&[0x49, 0xc1, 0xeb, 12]); // shr r11, 12
+    asm.bytes(&[0x41, 0x81, 0xe3]); // and r11d, entries - 1
+    asm.bytes(&(SPILL_ENTRIES as u32 - 1).to_le_bytes());
+    asm.bytes(&[0x41, 0xc1, 0xe3, size_of::<SpillEntry>().trailing_zeros() as u8]); // shl r11d, 5
+    asm.mov(Width::W64, Reg::RAX, Reg::R10);
+    asm.bytes(&[0x48, 0x25, 0, 0xf0, 0xff, 0xff]); // and rax, -4096
+    asm.op_load_add(Reg::RAX, Mem::abs(table + Field::generation(write)));
+    asm.op_cmp(Reg::RAX, part(offset_of!(SpillEntry, key) as u32));
+    let missing = asm.jcc_forward(5);
+    asm.bytes(&[0x48, 0x25, 0, 0xf0, 0xff, 0xff, 0x48, 0xf7, 0xd8]); // and rax, -4096; neg rax
+    asm.bytes(&[0x49, 0xc1, 0xea, 12]); // shr r10, 12
+    const { assert!(TLB_ENTRIES == 256) };
+    asm.movzx8(Reg::R10, Reg::R10);
+    asm.store(Width::W64, Mem::table(tlb + Field::TAG, Reg::R10), Reg::RAX);
+    for (from, to) in [
+        (offset_of!(SpillEntry, addend), Field::ADDEND),
+        (offset_of!(SpillEntry, leaf), Field::LEAF),
+        (offset_of!(SpillEntry, page), Field::PAGE),
+    ] {
+        asm.load(Width::W64, Reg::RAX, part(from as u32));
+        asm.store(Width::W64, Mem::table(tlb + to, Reg::R10), Reg::RAX);
+    }
+    restore(asm, base);
+    asm.jmp_mem(field(Field::RETRY));
+    asm.bind32(crossing);
+    asm.bind32(missing);
+    restore(asm, base);
+    asm.jmp(exit);
+    start
+}
+
+fn restore(asm: &mut Asm, base: u32) {
+    asm.load(Width::W64, Reg::RAX, Mem::abs(base + Field::SEARCHING));
+    asm.bytes(&[0x04, 0x7f, 0x9e]); // add al, 127; sahf
+    asm.load(Width::W64, Reg::RAX, Mem::abs(base + Field::TEMPORARY_RAX));
 }

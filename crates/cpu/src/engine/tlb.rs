@@ -11,25 +11,21 @@
 
 use super::arena::Arena;
 use super::blocks::{Mode, PageId, empty_jump};
-use super::hot::{CODE_SLOTS, Hot, SETS, TLB_ENTRIES, code_slot, empty_tag, tlb_slot};
+use super::hot::{
+    CODE_SLOTS, DataTlb, GLOBAL, Hot, ModeSet, SETS, SPILL_ENTRIES, SpillEntry, TLB_ENTRIES, code_slot,
+    empty_tag, tlb_slot,
+};
 use base::{GuestPhys, GuestVirt};
 use memory::{Disturbance, Marks, Ram};
 use std::collections::HashMap;
 
 const NO_LEAF: u64 = u64::MAX;
-const NO_PAGE: u32 = u32::MAX;
+/// Index of the tables for writes in a mode set.
+const WRITE: usize = 1;
+/// Generations of spill entries run from 1 to this.
+const GENERATION_MAX: u64 = 0xfff;
 /// Stores to a marked table after which it is asked whether the mark still serves.
 const PATIENCE: u32 = 8;
-
-/// What stands behind a data-TLB entry.
-#[derive(Clone, Copy)]
-struct DataSide {
-    /// Physical address of the leaf page-table entry.
-    leaf: u64,
-    /// RAM page index.
-    page: u32,
-    global: bool,
-}
 
 /// What stands behind a code slot.
 #[derive(Clone, Copy)]
@@ -43,13 +39,11 @@ pub struct CodeSide {
 }
 
 struct SetSide {
-    data: Box<[DataSide; TLB_ENTRIES]>,
     code: Box<[CodeSide; CODE_SLOTS]>,
     mode: Mode,
     used: bool,
 }
 
-const EMPTY_DATA: DataSide = DataSide { leaf: NO_LEAF, page: NO_PAGE, global: false };
 const EMPTY_CODE: CodeSide = CodeSide { virt_page: u64::MAX, phys_page: 0, leaf: NO_LEAF, global: false };
 
 /// A translation ready to be cached.
@@ -74,12 +68,7 @@ impl Tlb {
     /// Empty tables; also makes the arena's tables empty.
     pub fn new(arena: &Arena) -> Self {
         let sets = (0..SETS)
-            .map(|_| SetSide {
-                data: Box::new([EMPTY_DATA; TLB_ENTRIES]),
-                code: Box::new([EMPTY_CODE; CODE_SLOTS]),
-                mode: Mode::default(),
-                used: true,
-            })
+            .map(|_| SetSide { code: Box::new([EMPTY_CODE; CODE_SLOTS]), mode: Mode::default(), used: true })
             .collect();
         let mut tlb = Self { sets, epoch: 0, marked: Vec::new(), stores: HashMap::new(), fills: 0 };
         for set in 0..SETS {
@@ -107,36 +96,55 @@ impl Tlb {
         }
         self.epoch = ram.epoch();
         for set in &mut hot(arena).sets {
-            for (slot, tag) in set.write.iter_mut().enumerate() {
-                *tag = empty_tag(slot);
+            for slot in 0..TLB_ENTRIES {
+                drop_entry(&mut set.data[WRITE], slot);
             }
+            drop_spill(set, WRITE);
         }
     }
 
-    /// Caches a data translation of the page of `address` to RAM page `page`.
+    /// Caches the translation of the page of `address` to RAM page `page` for reads or, where the
+    /// page may be written without anyone hearing of it, for writes.
+    #[allow(clippy::too_many_arguments)]
     pub fn fill_data(
         &mut self,
         arena: &Arena,
         ram: &mut Ram,
         mode: Mode,
+        write: bool,
         address: GuestVirt,
         page: usize,
-        writable: bool,
         mapping: &Mapping,
     ) {
         self.fills += 1;
         self.sets[mode.set()].used = true;
         self.mark_tables(arena, ram, mapping);
-        let slot = tlb_slot(address.page());
-        let set = &mut hot(arena).sets[mode.set()];
-        let tag = address.page_base().0.wrapping_neg();
         let marks = ram.marks(page);
-        let direct = writable && marks.any(Marks::DIRTY) && !marks.any(Marks::HOOKED);
-        set.read[slot] = if marks.any(Marks::WATCHED) { empty_tag(slot) } else { tag };
-        set.write[slot] = if direct { tag } else { empty_tag(slot) };
-        set.addend[slot] = (ram.host_page(page) as u64).wrapping_sub(address.page_base().0);
-        self.sets[mode.set()].data[slot] =
-            DataSide { leaf: leaf(mapping), page: page as u32, global: mapping.global };
+        // Marking the tables may just have marked this very page.
+        let allowed = if write {
+            marks.any(Marks::DIRTY) && !marks.any(Marks::HOOKED)
+        } else {
+            !marks.any(Marks::WATCHED)
+        };
+        if !allowed {
+            return;
+        }
+        let virt = address.page_base().0;
+        let set = &mut hot(arena).sets[mode.set()];
+        let addend = (ram.host_page(page) as u64).wrapping_sub(virt);
+        let info = page as u64 | if mapping.global { GLOBAL } else { 0 };
+        let slot = tlb_slot(address.page());
+        let table = &mut set.data[write as usize];
+        table.tag[slot] = virt.wrapping_neg();
+        table.addend[slot] = addend;
+        table.leaf[slot] = leaf(mapping);
+        table.page[slot] = info;
+        // The kernel's spill entries outlive a CR3 load, so only global ones go there.
+        if mode.set() != 0 || mapping.global {
+            let generation = set.generation[write as usize];
+            set.spill[write as usize][address.page() as usize % SPILL_ENTRIES] =
+                SpillEntry { key: virt + generation, addend, leaf: leaf(mapping), page: info };
+        }
     }
 
     /// Caches which page stands behind a virtual page for execution.
@@ -188,16 +196,14 @@ impl Tlb {
 
     /// Drops write translations of a page that has just been marked.
     pub fn forbid_writes(&mut self, arena: &Arena, page: usize) {
-        self.for_page(page, |set, slot| hot(arena).sets[set].write[slot] = empty_tag(slot));
-    }
-
-    fn for_page(&mut self, page: usize, mut drop: impl FnMut(usize, usize)) {
-        for (number, set) in self.sets.iter_mut().enumerate().filter(|(_, s)| s.used) {
-            for (slot, side) in set.data.iter_mut().enumerate() {
-                if side.page == page as u32 {
-                    drop(number, slot);
+        for (number, _) in self.sets.iter().enumerate().filter(|(_, s)| s.used) {
+            let set = &mut hot(arena).sets[number];
+            for slot in 0..TLB_ENTRIES {
+                if set.data[WRITE].page[slot] & !GLOBAL == page as u64 {
+                    drop_entry(&mut set.data[WRITE], slot);
                 }
             }
+            drop_spill(set, WRITE);
         }
     }
 
@@ -221,29 +227,34 @@ impl Tlb {
         }
         if tired {
             self.stores.remove(&(d.page as u32));
-            if !self.any_leaf(|leaf| leaf & !0xfff == table) {
+            if !self.any_leaf(arena, |leaf| leaf & !0xfff == table) {
                 ram.remove_marks(d.page, Marks::TABLE_LEAF);
                 self.marked.retain(|p| *p != d.page as u32);
             }
         }
     }
 
-    fn any_leaf(&self, wanted: impl Fn(u64) -> bool) -> bool {
-        self.sets
-            .iter()
-            .filter(|s| s.used)
-            .any(|set| set.data.iter().any(|d| wanted(d.leaf)) || set.code.iter().any(|c| wanted(c.leaf)))
+    fn any_leaf(&self, arena: &Arena, wanted: impl Fn(u64) -> bool) -> bool {
+        self.sets.iter().enumerate().filter(|(_, s)| s.used).any(|(number, side)| {
+            let set = &hot(arena).sets[number];
+            set.data.iter().any(|table| table.leaf.iter().any(|leaf| wanted(*leaf)))
+                || side.code.iter().any(|c| wanted(c.leaf))
+                || set.spill.iter().zip(set.generation).any(|(spill, generation)| {
+                    spill.iter().any(|e| e.key & GENERATION_MAX == generation && wanted(e.leaf))
+                })
+        })
     }
 
     fn drop_leaf(&mut self, arena: &Arena, wanted: impl Fn(u64) -> bool) {
         for (number, side) in self.sets.iter_mut().enumerate().filter(|(_, s)| s.used) {
             let set = &mut hot(arena).sets[number];
-            for (slot, d) in side.data.iter_mut().enumerate() {
-                if wanted(d.leaf) {
-                    *d = EMPTY_DATA;
-                    set.read[slot] = empty_tag(slot);
-                    set.write[slot] = empty_tag(slot);
+            for kind in 0..2 {
+                for slot in 0..TLB_ENTRIES {
+                    if wanted(set.data[kind].leaf[slot]) {
+                        drop_entry(&mut set.data[kind], slot);
+                    }
                 }
+                drop_spill(set, kind);
             }
             for (slot, c) in side.code.iter_mut().enumerate() {
                 if wanted(c.leaf) {
@@ -263,11 +274,11 @@ impl Tlb {
         (1..SETS).for_each(|set| self.clear_set(hot(arena), set));
         let set = &mut hot(arena).sets[0];
         let side = &mut self.sets[0];
-        for (slot, d) in side.data.iter_mut().enumerate() {
-            if !d.global && d.page != NO_PAGE {
-                *d = EMPTY_DATA;
-                set.read[slot] = empty_tag(slot);
-                set.write[slot] = empty_tag(slot);
+        for table in &mut set.data {
+            for slot in 0..TLB_ENTRIES {
+                if table.page[slot] & GLOBAL == 0 {
+                    drop_entry(table, slot);
+                }
             }
         }
         for (slot, c) in side.code.iter_mut().enumerate() {
@@ -308,16 +319,30 @@ impl Tlb {
             return;
         }
         side.used = false;
-        side.data.fill(EMPTY_DATA);
         side.code.fill(EMPTY_CODE);
         let tables = &mut hot.sets[set];
-        tables.read.fill(0);
-        tables.write.fill(0);
-        for slot in [0, TLB_ENTRIES - 1] {
-            tables.read[slot] = empty_tag(slot);
-            tables.write[slot] = empty_tag(slot);
+        for kind in 0..2 {
+            for slot in 0..TLB_ENTRIES {
+                drop_entry(&mut tables.data[kind], slot);
+            }
+            drop_spill(tables, kind);
         }
         tables.code_page.fill(0);
+    }
+}
+
+fn drop_entry(table: &mut DataTlb, slot: usize) {
+    table.tag[slot] = empty_tag(slot);
+    table.leaf[slot] = NO_LEAF;
+    table.page[slot] = !GLOBAL;
+}
+
+/// Drops every spill entry of one kind by giving live ones another generation.
+fn drop_spill(set: &mut ModeSet, kind: usize) {
+    set.generation[kind] += 1;
+    if set.generation[kind] > GENERATION_MAX {
+        set.generation[kind] = 1;
+        set.spill[kind].fill(SpillEntry { key: 0, addend: 0, leaf: NO_LEAF, page: !GLOBAL });
     }
 }
 

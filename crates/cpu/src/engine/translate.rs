@@ -14,7 +14,10 @@ use super::hot::Field;
 use super::plain::Rewriter;
 use super::privileged;
 use super::regs;
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
+use super::thunks::Thunks;
+use iced_x86::{
+    Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
+};
 use x86::gpr;
 
 /// Guest instructions of a block, decoded and classified.
@@ -41,7 +44,7 @@ pub struct Place {
     /// The arena's base.
     pub base: u32,
     /// The exit door.
-    pub exit_thunk: u32,
+    pub thunks: Thunks,
     /// The block's number.
     pub block: BlockId,
     /// Identity of its page.
@@ -78,13 +81,14 @@ impl Translator {
         self.decode(key, bytes, limit);
         let decoded = std::mem::take(&mut self.decoded);
         let count = decoded.len() as u8;
-        let mut e = Emitter::new(place.origin, place.base, place.exit_thunk, key.mode, place.block, exits);
+        let mut e = Emitter::new(place.origin, place.base, place.thunks, key.mode, place.block, exits);
         let (checked, entry) = e.head(key.virt, place.page_id, place.second.map(|(id, _)| id), count);
         let mut insns = Vec::with_capacity(decoded.len() + 1);
         let mut open = true;
         for (k, d) in decoded.iter().enumerate() {
             insns.push(Insn { delta: d.delta, host: e.asm.here() });
             e.insn = k as u8;
+            e.retry = e.asm.here();
             let rest = count - 1 - k as u8;
             let own = &bytes[d.delta as usize..][..d.len as usize];
             open = self.instruction(&mut e, d, own, rest);

@@ -14,6 +14,7 @@ use guest::{Cache, Flavour, SmallGuest};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use timeline::Tuning;
 
 /// What the guest does: compress, hash, fork, sort, and talk to itself over the network.
 const WORK: &str = r#"
@@ -45,7 +46,7 @@ pub fn demo(options: &Demo) -> Result<u8, Failure> {
     let console = if options.json { ConsoleTo::None } else { ConsoleTo::Stdio };
 
     say("Recording a Debian guest at work:")?;
-    let (live, host) = Live::begin(&console, Seat::Nobody, options.timeout)?;
+    let (live, host) = Live::begin(&console, Seat::Nobody, options.timeout, Tuning::default())?;
     let begun = Instant::now();
     let (recorded, figures) = machine().record(&plan(guest), &folder.0, host)?;
     let wall = begun.elapsed();
@@ -63,7 +64,7 @@ pub fn demo(options: &Demo) -> Result<u8, Failure> {
     let mut replays = Vec::new();
     let mut hashes_checked = 0;
     for _ in 0..2 {
-        let (live, host) = Live::begin(&ConsoleTo::None, Seat::Nobody, options.timeout)?;
+        let (live, host) = Live::begin(&ConsoleTo::None, Seat::Nobody, options.timeout, Tuning::default())?;
         let begun = Instant::now();
         let (replayed, figures) = machine().replay(&folder.0, Pos::End, false, host)?;
         replays.push(begun.elapsed());

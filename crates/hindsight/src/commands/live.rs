@@ -15,6 +15,7 @@ use guest::job::Mode;
 use rustix::fs::{fstat, major, minor};
 use serde::Serialize;
 use std::time::{Duration, Instant};
+use timeline::Tuning;
 
 /// Who is at the console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +89,7 @@ impl Live {
         console: &ConsoleTo,
         seat: Seat,
         timeout: Option<Duration>,
+        tuning: Tuning,
     ) -> Result<(Self, HostSide), Failure> {
         let stop = Stop::new();
         let console = Console::open(console, &stop)?;
@@ -101,7 +103,7 @@ impl Live {
         if let Some(time) = timeout {
             stop.after(time)?;
         }
-        let host = HostSide { input, console, stop: stop.clone(), progress };
+        let host = HostSide { input, console, stop: stop.clone(), progress, tuning };
         Ok((Self { stop, _raw: raw, begun: Instant::now() }, host))
     }
 

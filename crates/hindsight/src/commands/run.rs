@@ -21,7 +21,7 @@ fn prepare(options: &Run) -> Result<(GuestPlan, ConsoleTo, Seat), Failure> {
 /// `hindsight run`
 pub fn run(options: &Run) -> Result<u8, Failure> {
     let (plan, console, seat) = prepare(options)?;
-    let (live, host) = Live::begin(&console, seat, options.host.timeout)?;
+    let (live, host) = Live::begin(&console, seat, options.host.timeout, options.host.tuning()?)?;
     let outcome = machine().run(&plan, host)?;
     live.end(&outcome, plan.job.is_some(), options.host.json, NoFigures {})
 }
@@ -31,7 +31,7 @@ pub fn record(options: &Record) -> Result<u8, Failure> {
     let (plan, console, seat) = prepare(&options.run)?;
     let folder = Library::of_user()?.create(options.output.as_deref(), &stem(&options.run.command))?;
     let host = &options.run.host;
-    let begun = Live::begin(&console, seat, host.timeout);
+    let begun = host.tuning().and_then(|tuning| Live::begin(&console, seat, host.timeout, tuning));
     let result = begun.and_then(|(live, side)| Ok((live, machine().record(&plan, &folder, side)?)));
     let (live, (outcome, figures)) = result.inspect_err(|_| {
         // A folder in which nothing was recorded is not left behind; one with something is kept.
@@ -48,7 +48,7 @@ pub fn record(options: &Record) -> Result<u8, Failure> {
 pub fn replay(options: &Replay) -> Result<u8, Failure> {
     let console = console_of(&options.host)?;
     let recording = Library::of_user()?.find(options.recording.as_deref())?;
-    let (live, host) = Live::begin(&console, Seat::Nobody, options.host.timeout)?;
+    let (live, host) = Live::begin(&console, Seat::Nobody, options.host.timeout, options.host.tuning()?)?;
     let to = options.to.unwrap_or(Pos::End);
     let (outcome, figures) = machine().replay(&recording, to, options.bisect, host)?;
     live.end(&outcome, false, options.host.json, figures)

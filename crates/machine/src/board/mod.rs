@@ -135,6 +135,15 @@ impl Board {
         Ok(board)
     }
 
+    /// As after a reset: devices at power-on, nothing pending. RAM, disks and the clock stay.
+    pub fn reset(&mut self) {
+        self.signals.clear();
+        self.ending = None;
+        self.current = 0;
+        self.irq.requests.clear();
+        self.reset_devices();
+    }
+
     fn reset_devices(&mut self) {
         for slot in &self.slots {
             if let Some(device) = self.chipset.device_mut(*slot) {

@@ -4,7 +4,9 @@
 //! [--alignment] [--failures N] [--no-minimise]` runs the cases of seeds FIRST to LAST (exclusive),
 //! prints what was exercised and every mismatch made small, and fails if there was one.
 
-use oracle::{Budget, EngineExecutor, Executor, HostExecutor, Options, Pace, Report, UNLIKE_HOST, campaign_of};
+use oracle::{
+    Budget, EngineExecutor, Executor, HostExecutor, Options, Pace, Report, UNLIKE_HOST, campaign_of,
+};
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: oracle-campaign FIRST LAST [--compat PERCENT] [--threads N] \
@@ -75,7 +77,10 @@ fn main() -> ExitCode {
         let workers: Vec<_> = (0..arguments.threads)
             .map(|thread| scope.spawn(move || share(arguments, bound(thread), bound(thread + 1))))
             .collect();
-        workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err("a worker died".into()))).collect()
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|_| Err("a worker died".into())))
+            .collect()
     });
     let mut whole = Report::default();
     let mut fine = true;

@@ -158,7 +158,10 @@ impl EngineExecutor {
         let state = self.cpu.state();
         assert_eq!((state.cpl, state.seg[1].selector), (0, KERNEL_CODE), "the handler of {case}");
         let cr2 = if vector == vector::PF { state.cr2 } else { 0 };
-        assert!(vector == vector::PF || state.cr2 == CR2_BEFORE, "CR2 changed without a page fault in {case}");
+        assert!(
+            vector == vector::PF || state.cr2 == CR2_BEFORE,
+            "CR2 changed without a page fault in {case}"
+        );
         let mut registers = self.registers();
         registers.rflags = rflags;
         registers.gpr[4] = rsp;

@@ -53,7 +53,10 @@ fn an_indirect_call_to_a_non_canonical_address_pushes_nothing() {
     });
     catch(&mut g, 13);
     // The handler's frame goes elsewhere, lest it cover what the call would have pushed.
-    assert!(g.board.ram.write_u64(GuestPhys(0x4_0000 + 16 * 13), g.board.ram.read_u64(GuestPhys(0x4_0000 + 16 * 13)).unwrap() | 1 << 32));
+    assert!(g.board.ram.write_u64(
+        GuestPhys(0x4_0000 + 16 * 13),
+        g.board.ram.read_u64(GuestPhys(0x4_0000 + 16 * 13)).unwrap() | 1 << 32
+    ));
     assert!(g.board.ram.write_u64(GuestPhys(0x6_0024), 0x7_0000));
     g.cpu.state_mut().tr = Segment { base: 0x6_0000, limit: 0x67, attributes: 0x8b, selector: 0 };
     assert_eq!(g.run(), Exit::Halted);

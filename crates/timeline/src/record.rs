@@ -1,0 +1,107 @@
+//! Taking notes of a live run.
+
+use crate::Session;
+use base::Position;
+use disk::DiskError;
+use machine::{Event, Gate, Input, Journal};
+use recording::{End, Error, Manifest, Stopped, Writer};
+use std::path::Path;
+use std::sync::Arc;
+
+/// How many instructions lie between state hashes: about a guest second of work.
+pub const HASH_EVERY: u64 = 1_000_000_000;
+
+/// Records a live session into a folder.
+///
+/// Dropping it without [`Recorder::finish`] leaves a recording without an end, as a kill would.
+pub struct Recorder {
+    writer: Arc<Writer>,
+    hash_every: u64,
+    next_hash: Position,
+}
+
+/// A recording that could not be ended properly. What is on disk replays.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The recording.
+    #[error(transparent)]
+    Recording(#[from] Error),
+    /// A disk's contents could not be hashed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+struct Notes(Arc<Writer>);
+
+impl Journal for Notes {
+    fn note(&mut self, event: &Event) {
+        self.0.input(event.at.position, event.input.kind(), &event.payload());
+    }
+}
+
+impl Recorder {
+    /// Begins a recording of `session` in `folder`, which exists and is empty. From here on the
+    /// session's inputs are noted; a state hash is taken every `hash_every` instructions, a
+    /// multiple of [`crate::SLICE`].
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn begin(
+        session: &mut Session,
+        folder: &Path,
+        manifest: Manifest,
+        hash_every: u64,
+    ) -> Result<Self, Error> {
+        let mut writer = Writer::create(folder, manifest)?;
+        writer.name_inputs((0u16..).zip(Input::KINDS.map(str::to_owned)).collect())?;
+        let writer = Arc::new(writer);
+        session.machine_mut().set_gate(Gate::live(Some(Box::new(Notes(writer.clone())))));
+        let next_hash = session.position().after(hash_every);
+        Ok(Self { writer, hash_every, next_hash })
+    }
+
+    /// Where the session has to stop next, for [`Recorder::look`].
+    pub fn next_stop(&self) -> Position {
+        self.next_hash
+    }
+
+    /// Looks at the session, which has just stopped at a limit and taken no input there yet.
+    ///
+    /// # Errors
+    /// When a disk's contents cannot be hashed.
+    pub fn look(&mut self, session: &mut Session) -> Result<(), DiskError> {
+        let at = session.position();
+        if at >= self.next_hash {
+            self.writer.hash(at, &session.state_hash()?);
+            self.next_hash = at.after(self.hash_every);
+        }
+        Ok(())
+    }
+
+    /// Whether writing still works.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn check(&self) -> Result<(), Stopped> {
+        self.writer.check()
+    }
+
+    /// Number of events recorded so far, and bytes of log on disk.
+    pub fn size(&self) -> (u64, u64) {
+        self.writer.size()
+    }
+
+    /// Ends the recording where the session stands. Returns its manifest and number of events.
+    ///
+    /// # Errors
+    /// When the recording cannot be written to its end.
+    pub fn finish(self, session: &mut Session, end: End) -> Result<(Manifest, u64), RecordError> {
+        let hash = session.state_hash()?;
+        let now = session.moment();
+        session.machine_mut().set_gate(Gate::live(None));
+        let events = self.writer.size().0 + 1;
+        let writer = Arc::try_unwrap(self.writer);
+        let writer = writer.map_err(|_| Error::Name("the recording is still being written".into()))?;
+        Ok((writer.finish(now.position, end, hash, now.time.ns())?, events))
+    }
+}
