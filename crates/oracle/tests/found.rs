@@ -1,6 +1,9 @@
 //! Programs on which the engine once differed from the host, made small. They run at every pace.
 
-use oracle::{Case, EngineExecutor, Executor, Frame, HostExecutor, Mode, Pace, compare, flag};
+use oracle::{
+    Access, Case, EngineExecutor, Executor, Frame, HostExecutor, Item, Mode, PAGE, Pace, Page, Registers, compare,
+    flag,
+};
 
 const RIGHT: u64 = Frame::Right.address();
 
@@ -8,15 +11,19 @@ const RIGHT: u64 = Frame::Right.address();
 fn same(mode: Mode, code: &[u8], prepare: impl Fn(&mut Case)) {
     let mut case = Case::from_code(mode, code).expect("a short program");
     prepare(&mut case);
+    agree(&case);
+}
+
+fn agree(case: &Case) {
     let mut host = HostExecutor::new().expect("this host can run cases");
-    if mode == Mode::Compatibility && !host.runs_compatibility_mode() {
+    if case.mode == Mode::Compatibility && !host.runs_compatibility_mode() {
         eprintln!("skipped: this kernel does not run 32-bit code");
         return;
     }
-    let expected = host.run(&case);
+    let expected = host.run(case);
     for pace in [Pace::Whole, Pace::Single, Pace::Stops] {
-        let got = EngineExecutor::new(pace).expect("this host can run the model").run(&case);
-        if let Some(mismatch) = compare(&case, &expected, &got) {
+        let got = EngineExecutor::new(pace).expect("this host can run the model").run(case);
+        if let Some(mismatch) = compare(case, &expected, &got) {
             panic!("at pace {pace:?}: {case}{mismatch}");
         }
     }
@@ -162,4 +169,17 @@ fn code_segments_are_not_written_and_short_addresses_are_short() {
 #[test]
 fn movsxd_to_16_bits_across_pages_agrees_with_the_host() {
     long(&[0x66, 0x63, 0x03], |case| case.registers.gpr[3] = RIGHT + 0xffd); // movsxd ax, [rbx]
+}
+
+#[test]
+fn an_indirect_branch_on_two_pages_to_nowhere_has_not_begun() {
+    let page = |frame, access| Page { frame, access, bytes: Box::new([0; PAGE]) };
+    let mut right = page(Frame::Right, Access::ReadWrite);
+    right.bytes[..9].fill(0x44);
+    let pages = vec![page(Frame::Code, Access::All), page(Frame::CodeNext, Access::All), right];
+    let mut registers = Registers::default();
+    (registers.gpr[3], registers.gpr[4]) = (RIGHT, RIGHT + 0x800);
+    let items = vec![Item::plain([0x48, 0xff, 0x93, 1, 0, 0, 0])]; // call [rbx + 1]
+    let start = Frame::CodeNext.address() - 3;
+    agree(&Case::new(0, Mode::Long, start, items, registers, pages).expect("a short program"));
 }
