@@ -3,7 +3,7 @@
 use crate::case::{Case, Mode};
 use crate::outcome::{Ending, Fault, Outcome, vector};
 use crate::state::{FXSAVE, GPR_NAMES, flag};
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{Instruction, Mnemonic, Register};
 use std::fmt::{self, Write as _};
 
 /// The bits of MXCSR that every processor has.
@@ -125,13 +125,20 @@ fn compare_memory(expected: &Outcome, got: &Outcome, lines: &mut Lines) {
 ///
 /// Linux shows programs every fault on an address beyond theirs as a protection violation, so as
 /// not to tell which are mapped. Where an instruction makes several accesses, which one comes first
-/// is the processor's affair.
+/// is the processor's affair. Some want canonical form of an address before FS's or GS's base is
+/// added, too.
 fn ending(case: &Case, outcome: &Outcome) -> Ending {
     let Ending::Fault(mut fault) = outcome.ending else { return outcome.ending };
     let order = faulted_in(case, outcome).map_or(Order::Defined, |faulted| order(&faulted));
     let memory = matches!(fault.vector, vector::PF | vector::GP | vector::SS);
     if memory && (order == Order::Free || order == Order::InPage && case.mode == Mode::Compatibility) {
         return Ending::Fault(Fault { vector: vector::PF, error_code: 0, cr2: 0 });
+    }
+    let based = faulted_in(case, outcome).is_some_and(|faulted| {
+        matches!(faulted.memory_segment(), Register::FS | Register::GS) && case.mode == Mode::Long
+    });
+    if fault.vector == vector::PF && fault.cr2 >= PROGRAM_END && based {
+        return Ending::Fault(Fault { vector: vector::GP, error_code: 0, cr2: 0 });
     }
     if fault.vector == vector::PF {
         if fault.cr2 >= PROGRAM_END {
