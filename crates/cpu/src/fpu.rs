@@ -137,8 +137,10 @@ impl Fpu {
         self.set_tags(0xff);
     }
 
-    /// Clears the bytes of the image that stand for nothing: opcode, pointers, reserved fields.
+    /// Clears what stands for nothing: opcode, pointers, reserved fields, reserved bits of FCW (of
+    /// which bit 6 reads as one).
     pub fn normalize(&mut self) {
+        self.set_control(self.control() & 0x1f3f | 0x40);
         self.x87[5..ST_AT].fill(0);
         for i in 0..8 {
             self.x87[ST_AT + 16 * i + 10..ST_AT + 16 * (i + 1)].fill(0);

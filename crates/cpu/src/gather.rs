@@ -7,8 +7,8 @@
 //! nothing unless all of it succeeds; a masked store checks every element before it writes one.
 //! MASKMOVQ and MASKMOVDQU check their whole operand.
 
-use crate::core::{Core, Intent};
-use crate::system::{Done, Outcome, effective_offset, operand_segment};
+use crate::core::{Core, Intent, mask};
+use crate::system::{Done, Outcome, address_bits, effective_offset, operand_segment};
 use crate::{FpuKind, fpu_available};
 use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register};
 use x86::{Exception, SegmentIndex, gpr, vector};
@@ -102,26 +102,29 @@ fn width(register: Register) -> usize {
 fn mask_move(core: &mut Core, instr: &Instruction, size: usize) -> Done {
     fpu_available(core.state, FpuKind::Avx)?;
     let store = instr.op_kind(0) == OpKind::Memory;
-    let mask = core.state.fpu.ymm[instr.op_register(1).number()];
+    let chosen = core.state.fpu.ymm[instr.op_register(1).number()];
     let data = instr.op_register(if store { 2 } else { 0 });
     let count = width(data) / size;
     let segment = operand_segment(core, instr);
     let base = effective_offset(core, instr, 0);
-    let place =
-        |core: &Core, i: usize| core.linear(segment, base.wrapping_add((i * size) as u64), size, store);
+    // Offsets wrap around at the width of addresses from one element to the next.
+    let width = mask(address_bits(core, instr));
+    let place = |core: &Core, i: usize| {
+        core.linear(segment, base.wrapping_add((i * size) as u64) & width, size, store)
+    };
     if store {
         let value = core.state.fpu.ymm[data.number()];
-        for i in (0..count).filter(|&i| selected(&mask, i, size)) {
+        for i in (0..count).filter(|&i| selected(&chosen, i, size)) {
             let linear = place(core, i)?;
             core.check_write(linear, size, Intent::Explicit)?;
         }
-        for i in (0..count).filter(|&i| selected(&mask, i, size)) {
+        for i in (0..count).filter(|&i| selected(&chosen, i, size)) {
             let linear = place(core, i)?;
             core.write(linear, field(&value, i, size), Intent::Explicit)?;
         }
     } else {
         let mut value = [0; 32];
-        for i in (0..count).filter(|&i| selected(&mask, i, size)) {
+        for i in (0..count).filter(|&i| selected(&chosen, i, size)) {
             let linear = place(core, i)?;
             core.read(linear, &mut value[i * size..(i + 1) * size], Intent::Explicit)?;
         }

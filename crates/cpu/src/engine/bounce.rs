@@ -11,7 +11,7 @@ use super::classify::Class;
 use super::emit::{Emitter, guest_of};
 use super::flow;
 use super::hot::Field;
-use super::plain::Rewriter;
+use super::plain::{Rewriter, operand_size};
 use super::vcpu::{BOUNCE_CODE_BYTES, Vcpu};
 use crate::Bus;
 use crate::core::{Core, Intent};
@@ -157,7 +157,7 @@ fn simple_move(core: &mut Core, instr: &Instruction) -> Result<bool, Exception> 
 }
 
 fn operand(core: &Core, instr: &mut Instruction, info: &InstructionInfo) -> Result<Operand, Exception> {
-    let size = instr.memory_size().size();
+    let size = operand_size(instr);
     let access = info.used_memory().first().map_or(OpAccess::None, |m| m.access());
     let write = matches!(
         access,

@@ -51,7 +51,8 @@ pub fn native_feature(feature: CpuidFeature, v3: bool) -> bool {
 fn vector_unit(instr: &Instruction) -> Option<bool> {
     use CpuidFeature::*;
     let mut avx = false;
-    let mut any = false;
+    // To iced, WAIT belongs to the 8086.
+    let mut any = instr.mnemonic() == Mnemonic::Wait;
     for feature in instr.cpuid_features() {
         match feature {
             AVX | AVX2 | FMA | F16C => avx = true,

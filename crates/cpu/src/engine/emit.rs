@@ -258,9 +258,13 @@ impl<'a> Emitter<'a> {
         };
         if !self.mode.is64() {
             let index = segment.number();
-            if !self.mode.has(Mode::FLAT[index]) || self.mode.bits() == 16 {
+            // Code can be read through CS only if its descriptor says so, and never written.
+            if segment == Register::CS || !self.mode.has(Mode::FLAT[index]) || self.mode.bits() == 16 {
                 return None;
             }
+        }
+        if instr.memory_base().is_gpr16() || instr.memory_index().is_gpr16() {
+            return None;
         }
         let width = if self.short_address(instr) { Width::W32 } else { Width::W64 };
         if instr.is_ip_rel_memory_operand()

@@ -11,7 +11,7 @@ use crate::fpu::{FpuKind, fpu_available};
 use crate::walk::Access;
 use crate::{debug, string, system};
 use base::{GuestVirt, PAGE_SIZE};
-use iced_x86::{CpuidFeature, Decoder, Instruction};
+use iced_x86::{CpuidFeature, Decoder, Instruction, Mnemonic};
 use x86::cpuid::Level;
 use x86::{Exception, paging, vector};
 
@@ -195,6 +195,9 @@ fn is_stack(instr: &Instruction) -> bool {
 
 fn touches_fpu(instr: &Instruction) -> bool {
     use CpuidFeature::*;
+    if instr.mnemonic() == Mnemonic::Wait {
+        return true;
+    }
     instr.cpuid_features().iter().any(|f| {
         matches!(
             f,
@@ -207,18 +210,20 @@ fn touches_fpu(instr: &Instruction) -> bool {
 /// 8.3.11 and 8.6; for MMX, 9.5 and 11.6.6).
 fn waits_for_x87(instr: &Instruction) -> bool {
     use CpuidFeature::*;
-    use iced_x86::Mnemonic::{Fnclex, Fninit, Fnstcw, Fnstsw};
+    use iced_x86::Mnemonic::{Fnclex, Fndisi, Fneni, Fninit, Fnsetpm, Fnstcw, Fnstsw};
     let x87 = instr.cpuid_features().iter().any(|f| matches!(f, FPU | FPU287 | FPU387));
     let mmx = || (0..instr.op_count()).any(|op| instr.op_register(op).is_mm());
-    x87 && !matches!(instr.mnemonic(), Fnclex | Fninit | Fnstcw | Fnstsw) || mmx()
+    x87 && !matches!(instr.mnemonic(), Fnclex | Fndisi | Fneni | Fninit | Fnsetpm | Fnstcw | Fnstsw) || mmx()
 }
 
 fn check_units(vcpu: &Vcpu, instr: &Instruction) -> Result<(), Exception> {
     use CpuidFeature::*;
     let state = vcpu.state();
+    if instr.mnemonic() == Mnemonic::Wait {
+        return fpu_available(state, FpuKind::Wait);
+    }
     for feature in instr.cpuid_features() {
         let kind = match feature {
-            FPU | FPU287 | FPU387 if instr.mnemonic() == iced_x86::Mnemonic::Wait => FpuKind::Wait,
             FPU | FPU287 | FPU387 => FpuKind::X87,
             MMX => FpuKind::Mmx,
             SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ | SHA

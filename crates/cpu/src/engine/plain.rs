@@ -74,7 +74,7 @@ impl Rewriter {
         instr: &Instruction,
         info: &InstructionInfo,
     ) -> Result<(), Inexpressible> {
-        let size = instr.memory_size().size();
+        let size = operand_size(instr);
         if !(1..=64).contains(&size) {
             return Err(Inexpressible);
         }
@@ -231,6 +231,12 @@ impl Rewriter {
         self.encoder.encode(&new, 0).map_err(|_| Inexpressible)?;
         Ok(self.encoder.take_buffer())
     }
+}
+
+/// Bytes of the memory operand that the host may touch. MOVSXD to a 16-bit register reads four on
+/// the model's vendor's processors, where its operand nominally has two.
+pub fn operand_size(instr: &Instruction) -> usize {
+    if instr.code() == Code::Movsxd_r16_rm16 { 4 } else { instr.memory_size().size() }
 }
 
 fn surround(e: &mut Emitter, assignment: &Assignment, bytes: &[u8]) {

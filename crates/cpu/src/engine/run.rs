@@ -523,13 +523,8 @@ impl Vcpu {
     fn undo_branch(&mut self, bus: &mut dyn Bus, block: BlockId, k: u8) {
         self.set_rip_of(block, k);
         self.hot().state.retired -= 1;
-        let b = self.blocks.get(block);
-        let at = GuestPhys(b.key.phys + b.insns[k as usize].delta as u64);
-        let mut bytes = [0; 15];
-        let len = (PAGE_SIZE - at.page_offset()).min(bytes.len());
-        let in_ram = bus.ram().read(at, &mut bytes[..len]);
-        debug_assert!(in_ram, "code was translated from RAM");
-        let instr = iced_x86::Decoder::new(64, &bytes[..len], super::translate::decoder_options()).decode();
+        // It was executed a moment ago, so it is still mapped; it may lie on two pages.
+        let Ok(instr) = self.fetch(bus) else { return };
         let moved = instr.stack_pointer_increment() as i64;
         if instr.is_call_near_indirect() {
             let old = self.hot().overwritten;

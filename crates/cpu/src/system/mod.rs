@@ -23,7 +23,7 @@ mod table;
 mod x87;
 mod xstate;
 
-pub(crate) use operand::{address, effective_offset, operand_segment};
+pub(crate) use operand::{address, address_bits, effective_offset, operand_segment};
 pub(crate) use port::check_io;
 
 use crate::core::{Core, mask};

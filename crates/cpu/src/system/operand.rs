@@ -57,7 +57,7 @@ pub(crate) fn write_register(state: &mut CpuState, register: Register, value: u6
 }
 
 /// Width in bits of the addresses the instruction's memory operand is made of.
-fn address_bits(core: &Core, instr: &Instruction) -> u32 {
+pub(crate) fn address_bits(core: &Core, instr: &Instruction) -> u32 {
     let base = instr.memory_base();
     let index = instr.memory_index();
     if base != Register::None {

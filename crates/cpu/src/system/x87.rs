@@ -98,8 +98,8 @@ fn load(core: &mut Core, at: u64, environment: usize, total: usize) -> Result<()
     let step = environment / 7;
     let word = |i: usize| u16::from_le_bytes([image[i * step], image[i * step + 1]]);
     let fpu = &mut core.state.fpu;
-    // Bit 6 of FCW reads as one; reserved bits as zero.
-    fpu.set_control(word(0) & 0x1f3f | 0x40);
+    fpu.set_control(word(0));
+    fpu.normalize();
     fpu.set_status_around(word(1));
     fpu.set_full_tags(word(2));
     if total > environment {

@@ -22,8 +22,15 @@ use x86::CpuModel;
 use x86::cpuid::Level;
 
 /// Instructions that store what a guest must not see of its host, so that outcomes differ by design:
-/// addresses of the last x87 instruction and its operand, and the processor's MXCSR mask.
-pub const UNLIKE_HOST: [Code; 6] = [
+/// addresses of the last x87 instruction and its operand, and the processor's MXCSR mask; and
+/// decimal adjustments, which cannot run in 64-bit mode and leave flags undefined.
+pub const UNLIKE_HOST: [Code; 12] = [
+    Code::Aaa,
+    Code::Aad_imm8,
+    Code::Aam_imm8,
+    Code::Aas,
+    Code::Daa,
+    Code::Das,
     Code::Fnstenv_m14byte,
     Code::Fnstenv_m28byte,
     Code::Fnsave_m94byte,
