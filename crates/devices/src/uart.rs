@@ -2,11 +2,14 @@
 //!
 //! Sending takes no time: a byte written leaves at once and the transmitter is empty again, which
 //! raises the THRE interrupt if enabled. Bytes from outside wait in a line buffer and move into
-//! the receive FIFO as the guest makes room, so nothing is lost to overruns; the far end is always
-//! there (CTS, DSR, DCD).
+//! the receive FIFO when the guest has emptied it, and only while it asserts RTS, so nothing is lost
+//! to overruns; the far end is always there (CTS, DSR, DCD). Between two fillings of the FIFO some
+//! time passes ([`GAP_NS`]): a driver that found the port ready for ever would never leave its
+//! interrupt handler.
 
 use crate::data;
 use crate::{Cx, Device, DeviceState, StateError};
+use base::GuestTime;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -15,6 +18,8 @@ const VERSION: u32 = 1;
 const FIFO: usize = 16;
 /// Bytes that wait on the line; what does not fit is for the sender to offer again.
 const LINE_MAX: usize = 64 * 1024;
+/// From the moment the FIFO is empty to its next filling, in nanoseconds.
+const GAP_NS: u64 = 50_000;
 
 /// Interrupt enable bits.
 mod ier {
@@ -80,6 +85,8 @@ struct Fields {
     thr_empty_pending: bool,
     fifo: VecDeque<u8>,
     line: VecDeque<u8>,
+    /// When the FIFO is filled from the line.
+    refill_at: Option<GuestTime>,
 }
 
 /// A serial port.
@@ -104,6 +111,7 @@ impl Uart {
             thr_empty_pending: false,
             fifo: VecDeque::new(),
             line: VecDeque::new(),
+            refill_at: None,
         };
         Self { port, gsi, fields }
     }
@@ -112,7 +120,9 @@ impl Uart {
     pub fn receive(&mut self, cx: &mut Cx, bytes: &[u8]) -> usize {
         let accepted = bytes.len().min(LINE_MAX.saturating_sub(self.fields.line.len()));
         self.fields.line.extend(&bytes[..accepted]);
-        self.refill();
+        if self.fields.refill_at.is_none() && self.fields.fifo.is_empty() {
+            self.refill();
+        }
         self.update(cx);
         accepted
     }
@@ -137,11 +147,25 @@ impl Uart {
         self.fields.mcr & mcr::LOOP != 0
     }
 
-    /// Moves bytes from the line into the FIFO; in loop-back the line is cut off.
+    /// Whether the far end sends: only while the guest requests it (RTS), so that a guest with flow
+    /// control loses nothing. In loop-back the line is cut off.
+    fn is_requested(&self) -> bool {
+        self.fields.mcr & (mcr::RTS | mcr::LOOP) == mcr::RTS
+    }
+
+    /// Moves bytes from the line into the FIFO.
     fn refill(&mut self) {
-        while !self.looped() && self.fields.fifo.len() < self.fifo_size() {
+        while self.is_requested() && self.fields.fifo.len() < self.fifo_size() {
             let Some(byte) = self.fields.line.pop_front() else { break };
             self.fields.fifo.push_back(byte);
+        }
+    }
+
+    /// Has the empty FIFO filled soon, if there is anything to fill it with.
+    fn schedule_refill(&mut self, now: GuestTime) {
+        let wanted = self.is_requested() && self.fields.fifo.is_empty() && !self.fields.line.is_empty();
+        if wanted && self.fields.refill_at.is_none() {
+            self.fields.refill_at = Some(now.after_ns(GAP_NS));
         }
     }
 
@@ -165,7 +189,9 @@ impl Uart {
     }
 
     /// On a PC the OUT2 pin gates the interrupt.
-    fn update(&self, cx: &mut Cx) {
+    /// To be called after everything that happens.
+    fn update(&mut self, cx: &mut Cx) {
+        self.schedule_refill(cx.now);
         let gated = self.fields.mcr & (mcr::OUT2 | mcr::LOOP) == mcr::OUT2;
         cx.irq.line(self.gsi, gated && self.pending() != iir::NONE);
     }
@@ -178,11 +204,7 @@ impl Uart {
         let [divisor_low, divisor_high] = self.fields.divisor.to_le_bytes();
         match at {
             0 if self.divisor_shown() => divisor_low,
-            0 => {
-                let byte = self.fields.fifo.pop_front().unwrap_or(0);
-                self.refill();
-                byte
-            }
+            0 => self.fields.fifo.pop_front().unwrap_or(0),
             1 if self.divisor_shown() => divisor_high,
             1 => self.fields.ier,
             2 => {
@@ -232,7 +254,6 @@ impl Uart {
             4 => {
                 f.mcr = value & 0x1f;
                 self.update_modem_status();
-                self.refill();
             }
             7 => f.scratch = value,
             _ => {}
@@ -246,7 +267,6 @@ impl Uart {
         if switched || (value & 1 != 0 && value & 2 != 0) {
             self.fields.fifo.clear();
         }
-        self.refill();
     }
 
     fn transmit(&mut self, cx: &mut Cx, value: u8) {
@@ -309,6 +329,16 @@ impl Device for Uart {
         for (i, &value) in data.iter().enumerate() {
             self.write_register(cx, offset + i as u64, value);
         }
+        self.update(cx);
+    }
+
+    fn deadline(&self) -> Option<GuestTime> {
+        self.fields.refill_at
+    }
+
+    fn expire(&mut self, cx: &mut Cx) {
+        self.fields.refill_at = None;
+        self.refill();
         self.update(cx);
     }
 }
@@ -375,8 +405,27 @@ mod tests {
         assert_eq!(uart.room(), FIFO);
         assert_eq!(uart.receive(&mut bench.cx(), &many[LINE_MAX..]), FIFO);
         for (i, byte) in many[..LINE_MAX + FIFO].iter().enumerate() {
+            if i > 0 && i % FIFO == 0 {
+                assert_eq!(bench.read8(&mut uart, 0, 5) & 1, 0, "a pause after each filling");
+                bench.now = uart.deadline().unwrap();
+                uart.expire(&mut bench.cx());
+            }
             assert_eq!(bench.read8(&mut uart, 0, 0), *byte, "byte {i}");
         }
+        assert_eq!(uart.deadline(), None);
+    }
+
+    #[test]
+    fn nothing_is_received_while_the_guest_does_not_request_it() {
+        let (mut bench, mut uart) = on();
+        bench.write8(&mut uart, 0, 4, 0x09);
+        assert_eq!(uart.receive(&mut bench.cx(), b"held"), 4);
+        assert_eq!(bench.read8(&mut uart, 0, 5) & 1, 0);
+        assert_eq!(uart.deadline(), None);
+        bench.write8(&mut uart, 0, 4, 0x0b);
+        bench.now = uart.deadline().unwrap();
+        uart.expire(&mut bench.cx());
+        assert_eq!(bench.read8(&mut uart, 0, 0), b'h');
     }
 
     #[test]

@@ -60,7 +60,7 @@ unsafe impl Send for Ram {}
 impl Ram {
     /// Zeroed RAM of `bytes` (a positive multiple of the page size), with every page clean.
     pub fn new(bytes: u64) -> Result<Self, RamError> {
-        if bytes == 0 || bytes % PAGE_SIZE as u64 != 0 || bytes > 1 << 46 {
+        if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE as u64) || bytes > 1 << 46 {
             return Err(RamError::Size(bytes));
         }
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
@@ -216,7 +216,7 @@ impl Ram {
     /// False when `at` is not RAM.
     #[must_use]
     pub fn set_bits_quietly(&mut self, at: GuestPhys, bits: u64) -> bool {
-        assert!(at.0 % 8 == 0);
+        assert!(at.0.is_multiple_of(8));
         let (Some(page), Some(old)) = (self.page_index(at), self.read_u64(at)) else { return false };
         self.mark_dirty(page);
         // SAFETY: eight bytes inside a page of the mapping.

@@ -244,6 +244,12 @@ impl Live<'_> {
 
     /// The guest is idle until `until`: waits for that or for input. False when neither can come.
     fn idle(&mut self, until: Option<GuestTime>) -> Result<bool, LiveError> {
+        // The guest may have made room for what it has not got yet.
+        if let Some(input) = self.waiting.take()
+            && self.deliver(input)?
+        {
+            return Ok(true);
+        }
         let now = self.session.moment().time;
         let may_give_input = self.host.may_give_input() || self.waiting.is_some();
         if until.is_none() && !may_give_input {
@@ -339,8 +345,8 @@ impl Live<'_> {
         Ok(())
     }
 
-    /// Gives an input to the guest, or as much of it as there is room for.
-    fn deliver(&mut self, input: Input) -> Result<(), LiveError> {
+    /// Gives an input to the guest, or as much of it as there is room for. Whether there was any.
+    fn deliver(&mut self, input: Input) -> Result<bool, LiveError> {
         let machine = self.session.machine_mut();
         let (now, later) = match input {
             Input::Serial { port, bytes } => {
@@ -360,11 +366,10 @@ impl Live<'_> {
             other => (Some(other), None),
         };
         self.waiting = later;
-        if let Some(input) = now {
-            machine.inject(input)?;
-            self.stir();
-        }
-        Ok(())
+        let Some(input) = now else { return Ok(false) };
+        machine.inject(input)?;
+        self.stir();
+        Ok(true)
     }
 }
 

@@ -15,8 +15,6 @@ impl Reg {
     pub const RCX: Reg = Reg(1);
     pub const RDX: Reg = Reg(2);
     pub const RSP: Reg = Reg(4);
-    pub const RSI: Reg = Reg(6);
-    pub const RDI: Reg = Reg(7);
     pub const R10: Reg = Reg(10);
     pub const R11: Reg = Reg(11);
     pub const R14: Reg = Reg(14);
@@ -179,11 +177,6 @@ impl Asm {
             Width::W16 => self.bytes(&(value as i16).to_le_bytes()),
             _ => self.imm32(value),
         }
-    }
-    /// `mov byte [mem], imm8`.
-    pub fn store_imm8(&mut self, mem: Mem, value: u8) {
-        self.op_mem(Width::W32, &[0xc6], 0, mem);
-        self.code.push(value);
     }
     /// `mov dst, src`.
     pub fn mov(&mut self, width: Width, dst: Reg, src: Reg) {

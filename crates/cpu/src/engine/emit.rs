@@ -32,8 +32,7 @@ use super::hot::{Field, code_slot, tlb_slot};
 use super::regs;
 use super::thunks::Thunks;
 use crate::marks::mark;
-use iced_x86::{Instruction, OpKind, Register};
-use x86::gpr;
+use iced_x86::{Instruction, Register};
 
 /// A guest linear address in a host register plus a displacement.
 #[derive(Clone, Copy, Debug)]
@@ -288,9 +287,8 @@ impl<'a> Emitter<'a> {
         let plain = width == Width::W64 && override_base.is_none();
         let base = guest_of(instr.memory_base());
         let index = guest_of(instr.memory_index());
-        let displacement = i32::try_from(instr.memory_displacement64() as i64)
-            .or_else(|_| i32::try_from(instr.memory_displacement64() as u32 as i32))
-            .ok()?;
+        // Sign-extended, or, with 32-bit addresses, modulo 2^32.
+        let displacement = instr.memory_displacement64() as i32;
         if let (true, Some(base), None) = (plain, base, index) {
             let register = self.read_guest(base, Reg::R10);
             // Leave room for the size that the check adds.
@@ -415,10 +413,3 @@ pub fn guest_of(register: Register) -> Option<usize> {
     }
     register.is_gpr().then(|| register.full_register() as usize - Register::RAX as usize)
 }
-
-/// Whether the operand kind is the ModRM memory operand.
-pub fn is_memory(kind: OpKind) -> bool {
-    kind == OpKind::Memory
-}
-
-const _: () = assert!(gpr::RSP == 4);

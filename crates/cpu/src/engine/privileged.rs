@@ -14,7 +14,7 @@ use super::emit::Emitter;
 use super::hot::Field;
 use super::regs;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
-use x86::{flags, gpr};
+use x86::flags;
 
 /// Bits of RFLAGS that POPF must leave alone for the inline form to serve.
 const RARE: u64 = !(flags::STATUS | flags::IF | flags::DF | flags::FIXED) & 0xffff_ffff;
@@ -213,5 +213,3 @@ fn read_selector(e: &mut Emitter, instr: &Instruction) -> Option<bool> {
     e.write_guest(guest, Reg::RCX);
     Some(false)
 }
-
-const _: () = assert!(gpr::RAX == 0);

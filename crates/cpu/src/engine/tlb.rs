@@ -148,6 +148,7 @@ impl Tlb {
     }
 
     /// Caches which page stands behind a virtual page for execution.
+    #[allow(clippy::too_many_arguments)]
     pub fn fill_code(
         &mut self,
         arena: &Arena,

@@ -4,13 +4,14 @@ use crate::console::Console;
 use crate::keyboard::{Input, end_of_input};
 use crate::progress::Progress;
 use crate::session::HostSide;
+use crate::sessions::wire::Wire;
 use crate::stop::Stop;
 use base::Position;
 use guest::job::{Mode, Report, ReportReader};
 use guest::{PanicLine, PanicReader};
 use machine::Moment;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use timeline::{Host, HostFailed, Verdict, Watcher};
 
 /// The console and the second port, as they are shown and understood.
@@ -70,6 +71,8 @@ pub struct LiveSeat {
     shown: Shown,
     stop: Stop,
     keys: Receiver<Input>,
+    /// Where the network card leads.
+    wire: Option<Wire>,
     /// What the console is to the job, if there is one.
     job: Option<Mode>,
     /// The last byte that went in.
@@ -80,11 +83,12 @@ pub struct LiveSeat {
 
 impl LiveSeat {
     /// `job` is what the console is to the job, if there is one.
-    pub fn new(host: HostSide, job: Option<Mode>) -> Self {
+    pub fn new(host: HostSide, job: Option<Mode>, wire: Option<Wire>) -> Self {
         Self {
             shown: Shown::new(host.console),
             stop: host.stop,
             keys: host.input,
+            wire,
             job,
             last: None,
             over: false,
@@ -112,13 +116,20 @@ impl Watcher for LiveSeat {
         self.shown.take(port, bytes)
     }
 
+    fn frame(&mut self, _card: u32, frame: &[u8]) {
+        if let Some(wire) = &self.wire {
+            wire.send(frame);
+        }
+    }
+
     fn wants_stop(&mut self) -> bool {
         self.stop.reason().is_some()
     }
 }
 
-impl Host for LiveSeat {
-    fn input(&mut self, wait: Duration) -> Option<machine::Input> {
+impl LiveSeat {
+    /// The next input from the keyboard, waiting for it up to `wait`.
+    fn key(&mut self, wait: Duration) -> Option<machine::Input> {
         if self.over || !self.is_listening() {
             std::thread::sleep(wait);
             return None;
@@ -137,9 +148,31 @@ impl Host for LiveSeat {
         self.last = bytes.last().copied();
         Some(machine::Input::Serial { port: 0, bytes })
     }
+}
+
+impl Host for LiveSeat {
+    fn input(&mut self, wait: Duration) -> Option<machine::Input> {
+        let until = Instant::now() + wait;
+        loop {
+            let Some(wire) = &self.wire else { return self.key(wait) };
+            if let Some(bytes) = wire.receive() {
+                return Some(machine::Input::Frame { card: 0, bytes });
+            }
+            if let Some(input) = self.key(Duration::ZERO) {
+                return Some(input);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            if let Some(wire) = &self.wire {
+                wire.wait(left);
+            }
+        }
+    }
 
     fn may_give_input(&self) -> bool {
-        !self.over && self.is_listening()
+        self.wire.is_some() || !self.over && self.is_listening()
     }
 
     fn verdict(&self) -> Verdict {

@@ -2,6 +2,7 @@
 
 mod host;
 mod recordings;
+mod wire;
 
 use crate::cli::{Clock, CpuModel, OnReset};
 use crate::failure::Failure;
@@ -21,6 +22,7 @@ use timeline::{
     Card, ClockMode, DiskSpec, Ended, Files, Guest, HASH_EVERY, KernelFile, LiveError, Recorder, Replay,
     ReplayError, ReplayStop, Session, SessionError, Target, run_live,
 };
+use wire::Wire;
 
 /// What a virtual real-time clock shows at power-on: 2024-01-01, in nanoseconds since 1970.
 const VIRTUAL_START_UNIX_NS: u64 = 1_704_067_200_000_000_000;
@@ -31,8 +33,9 @@ pub struct Sessions;
 
 impl Machine for Sessions {
     fn run(&self, plan: &GuestPlan, host: HostSide) -> Result<Outcome, Failure> {
+        let wire = Wire::of(plan, &host.progress)?;
         let mut session = session_of(plan, &host)?;
-        let mut seat = LiveSeat::new(host, plan.job.as_ref().map(|job| job.mode.clone()));
+        let mut seat = LiveSeat::new(host, plan.job.as_ref().map(|job| job.mode.clone()), wire);
         let ended = run_live(&mut session, &mut seat, None).map_err(live_failure)?;
         outcome(&mut session, &seat, ended)
     }
@@ -43,13 +46,14 @@ impl Machine for Sessions {
         folder: &Path,
         host: HostSide,
     ) -> Result<(Outcome, RecordFigures), Failure> {
+        let wire = Wire::of(plan, &host.progress)?;
         let mut session = session_of(plan, &host)?;
         let files = Files { initrd: plan.initrd.as_deref(), disks: &plan.disks };
         let manifest =
             timeline::describe(session.guest(), files, &mut HashCache::for_user()).map_err(usage_failure)?;
         let mut recorder =
             Recorder::begin(&mut session, folder, manifest, HASH_EVERY).map_err(host_failure)?;
-        let mut seat = LiveSeat::new(host, plan.job.as_ref().map(|job| job.mode.clone()));
+        let mut seat = LiveSeat::new(host, plan.job.as_ref().map(|job| job.mode.clone()), wire);
         let ended = match run_live(&mut session, &mut seat, Some(&mut recorder)) {
             Ok(ended) => ended,
             Err(error) => {
@@ -136,9 +140,6 @@ fn session_of(plan: &GuestPlan, host: &HostSide) -> Result<Session, Failure> {
 }
 
 fn guest_of(plan: &GuestPlan) -> Result<Guest, Failure> {
-    if plan.net != Net::None {
-        return Err(Failure::host("this build has no network yet"));
-    }
     let level = match plan.cpu {
         CpuModel::V2 => x86::Level::V2,
         CpuModel::V3 => x86::Level::V3,
