@@ -13,6 +13,7 @@ mod engine;
 mod fpu;
 mod gather;
 mod host;
+pub mod marks;
 mod reset;
 mod saved;
 mod state;

@@ -186,14 +186,6 @@ fn faulted_in(case: &Case, outcome: &Outcome) -> Option<Instruction> {
     case.instructions().nth(at)
 }
 
-fn is_x87_image(instruction: &Instruction) -> bool {
-    use Mnemonic::*;
-    matches!(
-        instruction.mnemonic(),
-        Fldenv | Fnstenv | Frstor | Fnsave | Fxsave | Fxsave64 | Fxrstor | Fxrstor64
-    )
-}
-
 struct Lines(Vec<String>);
 
 impl Lines {

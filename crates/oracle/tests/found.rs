@@ -1,8 +1,8 @@
 //! Programs on which the engine once differed from the host, made small. They run at every pace.
 
 use oracle::{
-    Access, Case, EngineExecutor, Executor, Frame, HostExecutor, Item, Mode, PAGE, Pace, Page, Registers, compare,
-    flag,
+    Access, Case, EngineExecutor, Executor, Frame, HostExecutor, Item, Mode, PAGE, Pace, Page, Registers,
+    compare, flag,
 };
 
 const RIGHT: u64 = Frame::Right.address();
@@ -46,7 +46,8 @@ fn pending(case: &mut Case) {
 
 #[test]
 fn pause_with_rex_b_is_an_exchange() {
-    for code in [&[0xf3, 0x41, 0x90][..], &[0xf3, 0x49, 0x90], &[0x66, 0xf3, 0x41, 0x90], &[0xf3, 0x48, 0x90]] {
+    for code in [&[0xf3, 0x41, 0x90][..], &[0xf3, 0x49, 0x90], &[0x66, 0xf3, 0x41, 0x90], &[0xf3, 0x48, 0x90]]
+    {
         long(code, |case| (case.registers.gpr[0], case.registers.gpr[8]) = (1 << 40 | 5, 1 << 41 | 7));
     }
 }
@@ -182,4 +183,17 @@ fn an_indirect_branch_on_two_pages_to_nowhere_has_not_begun() {
     let items = vec![Item::plain([0x48, 0xff, 0x93, 1, 0, 0, 0])]; // call [rbx + 1]
     let start = Frame::CodeNext.address() - 3;
     agree(&Case::new(0, Mode::Long, start, items, registers, pages).expect("a short program"));
+}
+
+#[test]
+fn a_call_whose_stack_cannot_be_written_faults_there_first() {
+    long(&[0xff, 0xd0], |case| (case.registers.gpr[0], case.registers.gpr[4]) = (1 << 63, 0x17));
+}
+
+#[test]
+fn masked_moves_wrap_around_short_addresses() {
+    long(&[0x67, 0xc4, 0xe2, 0x7d, 0x2f, 0x31], |case| {
+        case.registers.gpr[1] = 0xffff_fff8; // vmaskmovpd [ecx], ymm0, ymm6
+        case.registers.ymm[0][24..].fill(0xff);
+    });
 }

@@ -15,6 +15,7 @@
 use super::arena::Arena;
 use super::classify::Class;
 use super::hot::JUMP_ENTRIES;
+use crate::marks::mark;
 use base::PAGE_SIZE;
 use iced_x86::Instruction;
 use std::collections::HashMap;
@@ -319,6 +320,7 @@ impl Blocks {
             self.pages.remove(&page);
         }
         for id in gone {
+            mark!(CodeOverwritten);
             self.forget(arena, id);
         }
         empty
@@ -336,6 +338,7 @@ impl Blocks {
         let slot = block.key.virt as usize % JUMP_ENTRIES;
         for exit in std::mem::take(&mut block.incoming) {
             if let ExitKind::Branch { field, stub, .. } = self.exits[exit.0 as usize].kind {
+                mark!(Unlinked);
                 arena.patch_jump(field, stub);
             }
         }

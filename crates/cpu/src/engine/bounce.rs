@@ -15,6 +15,7 @@ use super::plain::{Rewriter, operand_size};
 use super::vcpu::{BOUNCE_CODE_BYTES, Vcpu};
 use crate::Bus;
 use crate::core::{Core, Intent};
+use crate::marks::mark;
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind};
 use x86::{Exception, vector};
 
@@ -101,8 +102,10 @@ impl Vcpu {
         );
         let mut rewriter = Rewriter::new();
         let done = if memory {
+            mark!(BouncedMemory);
             rewriter.bounced(&mut e, instr, info, base + Field::BOUNCE + place as u32)
         } else {
+            mark!(BouncedRegisters);
             rewriter.registers(&mut e, instr, info, &[])
         };
         if done.is_err() {

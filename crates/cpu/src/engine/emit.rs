@@ -31,6 +31,7 @@ use super::blocks::{BlockId, DecodedId, Exit, ExitId, ExitKind, Mode};
 use super::hot::{Field, code_slot, tlb_slot};
 use super::regs;
 use super::thunks::Thunks;
+use crate::marks::mark;
 use iced_x86::{Instruction, Register};
 
 /// A guest linear address in a host register plus a displacement.
@@ -107,6 +108,7 @@ impl<'a> Emitter<'a> {
         let checked = self.asm.here();
         let matches = self.page_check(virt >> 12, page_id);
         if let Some(second) = second_id {
+            mark!(TwoPages);
             self.asm.bind8(matches);
             let entry = self.asm.here();
             let matches = self.page_check((virt >> 12).wrapping_add(1), second);
@@ -200,6 +202,7 @@ impl<'a> Emitter<'a> {
                 StubKind::Branch { target, mode, give_back } => {
                     let mut field = self.asm.field(stub.from);
                     if give_back > 0 {
+                        mark!(SideExit);
                         let back = give_back as i32 * regs::UNIT as i32;
                         self.asm.lea(Width::W64, regs::BUDGET, Mem::base(regs::BUDGET, back));
                         let jump = self.asm.jmp_forward();
@@ -260,17 +263,25 @@ impl<'a> Emitter<'a> {
             let index = segment.number();
             // Code can be read through CS only if its descriptor says so, and never written.
             if segment == Register::CS || !self.mode.has(Mode::FLAT[index]) || self.mode.bits() == 16 {
+                mark!(AddressRefused);
                 return None;
             }
         }
         if instr.memory_base().is_gpr16() || instr.memory_index().is_gpr16() {
             return None;
         }
+        if override_base.is_some() {
+            mark!(SegmentBase);
+        }
         let width = if self.short_address(instr) { Width::W32 } else { Width::W64 };
+        if self.mode.is64() && width == Width::W32 {
+            mark!(ShortAddress);
+        }
         if instr.is_ip_rel_memory_operand()
             || instr.memory_base() == Register::None && instr.memory_index() == Register::None
         {
             let value = instr.memory_displacement64();
+            mark!(ConstantAddress);
             return Some(self.constant_address(value, override_base));
         }
         let plain = width == Width::W64 && override_base.is_none();
@@ -284,6 +295,7 @@ impl<'a> Emitter<'a> {
             if displacement < i32::MAX - 64 {
                 return Some(Ea { register, displacement, constant: None });
             }
+            mark!(WideDisplacement);
             self.asm.lea(width, Reg::R10, Mem::base(register, displacement));
             return Some(Ea { register: Reg::R10, displacement: 0, constant: None });
         }

@@ -3,7 +3,7 @@
 //! Translated code does these itself where it can; here they serve 16-bit code, odd operand
 //! sizes, stacks on device memory or across page boundaries, and single steps.
 
-use crate::core::{Core, Intent};
+use crate::core::{Core, Intent, mask};
 use crate::system::operand_segment;
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register};
 use x86::{Exception, SegmentIndex, flags, gpr};
@@ -29,6 +29,10 @@ pub fn execute(core: &mut Core, instr: &Instruction) -> Result<(), Exception> {
         Mnemonic::Call => {
             let size = stack_size(instr);
             let target = branch_target(core, instr)?;
+            // A stack that cannot be written comes before a bad target, which pushes nothing.
+            let top = core.stack_pointer().wrapping_sub(size as u64) & mask(core.stack_bits());
+            let linear = core.linear(SegmentIndex::Ss, top, size, true)?;
+            core.check_write(linear, size, Intent::Explicit)?;
             check_target(core, target)?;
             core.push(&[next], size)?;
             go(core, target)?;

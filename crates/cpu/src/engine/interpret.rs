@@ -8,6 +8,7 @@ use super::vcpu::Vcpu;
 use super::x87;
 use crate::Bus;
 use crate::fpu::{FpuKind, fpu_available};
+use crate::marks::mark;
 use crate::walk::Access;
 use crate::{debug, string, system};
 use base::{GuestVirt, PAGE_SIZE};
@@ -136,8 +137,18 @@ impl Vcpu {
         let mut core = self.core(bus);
         if string::is_string(instr.code()) {
             return match string::string(&mut core, instr, budget) {
-                Ok(outcome) => Ok(Done { retired: outcome.iterations, data_hits: core.data_hits }),
-                Err(fault) => Err(Faulted { exception: fault.exception, retired: fault.iterations }),
+                Ok(outcome) => {
+                    if core.state.rip == instr.ip() {
+                        mark!(StringStopped);
+                    }
+                    Ok(Done { retired: outcome.iterations, data_hits: core.data_hits })
+                }
+                Err(fault) => {
+                    if fault.iterations > 0 {
+                        mark!(StringFaulted);
+                    }
+                    Err(Faulted { exception: fault.exception, retired: fault.iterations })
+                }
             };
         }
         if is_stack(instr) {

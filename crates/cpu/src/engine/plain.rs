@@ -7,6 +7,7 @@
 use super::asm::{Mem, Reg, Width};
 use super::emit::{Ea, Emitter, guest_of};
 use super::regs;
+use crate::marks::mark;
 use iced_x86::{Code, Encoder, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind, Register};
 use x86::gpr;
 
@@ -53,6 +54,7 @@ impl Rewriter {
         let used = used_guests(info);
         let at_home = used.iter().all(|(g, _)| regs::home(*g) == Some(Reg(*g as u8)));
         if at_home && e.mode.is64() {
+            mark!(Copied);
             e.asm.bytes(bytes);
             return Ok(());
         }
@@ -83,6 +85,7 @@ impl Rewriter {
         let needs_rcx = wants_host_rcx(instr);
         let high = uses_high_byte(instr);
         if high && used.iter().any(|(g, _)| regs::home(*g) != Some(Reg(*g as u8))) {
+            mark!(HighByteRefused);
             return Err(Inexpressible);
         }
         let start = e.asm.code.len();
@@ -114,9 +117,13 @@ impl Rewriter {
         let homeless = used.iter().filter(|(g, _)| regs::home(*g).is_none()).count();
         let mut pool = Vec::new();
         if high {
+            mark!(HighByteMemory);
             e.asm.lea(Width::W64, Reg::RCX, operand);
             operand = Mem::base(Reg::RCX, 0);
         } else if needs_rcx || homeless > 1 {
+            if homeless > 1 {
+                mark!(TwoDisplaced);
+            }
             if operand.base.is_some() {
                 e.asm.lea(Width::W64, Reg::R10, operand);
                 operand = Mem::base(Reg::R10, 0);
@@ -163,6 +170,7 @@ impl Rewriter {
         }
         let size = instr.op1_register().size();
         if size != 8 || !e.mode.is64() || e.short_address(instr) {
+            mark!(BitStringRefused);
             return Err(Inexpressible);
         }
         let ea = e.address(instr).ok_or(Inexpressible)?;
@@ -175,6 +183,7 @@ impl Rewriter {
         e.asm.lea(Width::W64, Reg::R10, Mem { base: Some(Reg::R10), index: Some((Reg::RCX, 3)), disp: 0 });
         let word = Ea { register: Reg::R10, displacement: 0, constant: None };
         e.check(word, 8, instr.mnemonic() != Mnemonic::Bt);
+        mark!(BitString);
         // R11 is the addend, R10 the word's address; turn it back into the operand's.
         let offset = e.read_guest(guest_of(instr.op1_register()).ok_or(Inexpressible)?, Reg::RCX);
         if offset != Reg::RCX {
@@ -263,9 +272,11 @@ fn assign(
     for (guest, written) in used {
         if *guest == gpr::RCX {
             if rcx_visits {
+                mark!(RcxVisits);
                 visits.push((gpr::RCX, Reg::RCX, *written));
             }
         } else if regs::home(*guest).is_none() {
+            mark!(DisplacedRegister);
             visits.push((*guest, pool.pop().ok_or(Inexpressible)?, *written));
         }
     }

@@ -10,6 +10,7 @@ use super::tlb::Mapping;
 use super::translate::{Place, Translator};
 use super::vcpu::{Exit, Miss, Vcpu};
 use crate::core::Intent;
+use crate::marks::mark;
 use crate::walk::{self, Access};
 use crate::{Activity, Bus, debug, deliver};
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
@@ -156,6 +157,7 @@ impl Vcpu {
     }
 
     pub(super) fn drop_code(&mut self, bus: &mut dyn Bus) {
+        mark!(CodeDropped);
         for page in self.blocks.clear() {
             if let Some(page) = bus.ram().page_index(GuestPhys(page << 12)) {
                 bus.ram().remove_marks(page, Marks::CODE);
@@ -197,6 +199,9 @@ impl Vcpu {
                 let single_step = before & if reloads_tf { state.rflags } else { u64::MAX } & flags::TF != 0;
                 if state.in_interrupt_shadow() {
                     return;
+                }
+                if single_step {
+                    mark!(SingleStep);
                 }
                 if let Some(trap) = debug::trap_after(state, done.data_hits, single_step) {
                     self.raise(bus, trap);
@@ -382,6 +387,7 @@ impl Vcpu {
                 }
                 ExitKind::Expired | ExitKind::PageCheck => {
                     if matches!(exit.kind, ExitKind::Expired) {
+                        mark!(Expired);
                         let count = self.blocks.get(exit.block).count as u64;
                         self.hot().budget += count * regs::UNIT;
                     }
@@ -450,6 +456,7 @@ impl Vcpu {
         let Some((block, k)) = self.blocks.at_host(fault.rip as u32) else {
             panic!("host exception {} at {:#x} outside of any block", fault.vector, fault.rip);
         };
+        mark!(HostFault);
         self.arrive_at(block, k);
         let exception = self.host_exception();
         self.raise(bus, exception);
@@ -468,7 +475,10 @@ impl Vcpu {
                 Ok(Some(block)) if self.blocks.get(block).count as u64 <= left => {
                     return Some((block, limit == regs::MAX_BLOCK));
                 }
-                Ok(Some(_)) => limit = left,
+                Ok(Some(_)) => {
+                    mark!(LimitedBlock);
+                    limit = left;
+                }
                 Ok(None) => {
                     self.step(bus);
                     return None;
@@ -494,6 +504,7 @@ impl Vcpu {
         let flushes = self.blocks.flushes;
         let Some((block, whole)) = self.follow(bus, mode) else { return Next::Loop };
         if whole && flushes == self.blocks.flushes {
+            mark!(Linked);
             self.blocks.link(&mut self.arena, from, block);
         }
         Next::Enter(self.blocks.get(block).checked)
@@ -503,6 +514,7 @@ impl Vcpu {
         let target = self.hot().r10;
         if mode.is64() && !paging::is_canonical(target) {
             // The branch itself faults and must look as if it had not begun.
+            mark!(BranchUndone);
             self.undo_branch(bus, block, k);
             self.step(bus);
             return Next::Loop;
@@ -550,6 +562,9 @@ impl Vcpu {
         let BlockExit { block, insn: k, .. } = self.blocks.exits[id.0 as usize];
         let virt = GuestVirt(linear);
         let crossing = virt.page_offset() + size > PAGE_SIZE;
+        if crossing {
+            mark!(Crossing);
+        }
         if !crossing && (!mode.is64() || paging::is_canonical(linear)) {
             let state = &self.hot().state;
             if let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, write))
@@ -557,6 +572,9 @@ impl Vcpu {
             {
                 let marks = bus.ram().marks(page);
                 let slow = write && marks.any(Marks::HOOKED) || marks.any(Marks::WATCHED);
+                if write && marks.any(Marks::HOOKED) {
+                    mark!(HookedStore);
+                }
                 if !slow && self.may_fill(block, k) {
                     if write {
                         bus.ram().mark_dirty(page);
@@ -665,6 +683,7 @@ impl Vcpu {
         let host = b.insns[next as usize].host;
         self.hot().budget = regs::encode_budget(left) - rest * regs::UNIT;
         self.load_x87();
+        mark!(Resumed);
         Next::Enter(host)
     }
 }

@@ -15,6 +15,7 @@ use super::plain::Rewriter;
 use super::privileged;
 use super::regs;
 use super::thunks::Thunks;
+use crate::marks::mark;
 use iced_x86::{
     Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };
@@ -233,6 +234,7 @@ pub fn decoder_options() -> u32 {
 
 fn branch(e: &mut Emitter, instr: &Instruction, class: Class, rest: u8) -> bool {
     if e.mode.bits() == 16 || !near_operand_size(e, instr) {
+        mark!(BranchRefused);
         e.interpret();
         // A branch that Rust executes always leaves; what follows is never reached from here.
         return false;
@@ -310,6 +312,7 @@ fn counted(e: &mut Emitter, instr: &Instruction) {
     };
     let next = instr.next_ip();
     let home = regs::RCX_HOME;
+    mark!(Counted);
     if instr.is_loop() {
         e.asm.lea(width, home, Mem::base(home, -1));
         e.asm.mov(width, Reg::RCX, home);
@@ -384,6 +387,7 @@ fn store_constant(e: &mut Emitter, width: Width, slot: Mem, value: u64) {
     match narrow {
         Ok(v) => e.asm.store_imm(width, slot, v),
         Err(_) => {
+            mark!(WideConstant);
             e.asm.mov_imm(Reg::RCX, value);
             e.asm.store(width, slot, Reg::RCX);
         }
@@ -405,6 +409,7 @@ fn push(e: &mut Emitter, instr: &Instruction) {
                 e.interpret();
                 return;
             };
+            mark!(PushMemory);
             let source = e.check(ea, size as usize, false);
             let temporary = e.field(Field::TEMPORARY);
             e.asm.load(width, Reg::RCX, source);
@@ -485,7 +490,10 @@ fn lea(e: &mut Emitter, instr: &Instruction) {
             e.asm.mov(Width::W32, Reg::R10, Reg::R10);
             e.write_guest(guest, Reg::R10);
         }
-        (_, Some(home)) => e.asm.bytes(&mov16(home)),
+        (_, Some(home)) => {
+            mark!(Lea16);
+            e.asm.bytes(&mov16(home));
+        }
         (_, None) => {
             let slot = e.slot(guest);
             e.asm.store(Width::W16, slot, Reg::R10);

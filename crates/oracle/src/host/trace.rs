@@ -155,7 +155,10 @@ impl<'a> Tracer<'a> {
             let before = (**context).gpr[GPR_SLOT[1]] & mask;
             let reached = self.piece(context, item, item + 1);
             let done = before.wrapping_sub((**context).gpr[GPR_SLOT[1]]) & mask;
-            self.retired += if reached && before == 0 { 1 } else { done };
+            // A fetch right behind it may fault although it has done its zero iterations.
+            let request = &self.slot.request;
+            let left = reached || (**context).rip != request.start + u64::from(request.offsets[item]);
+            self.retired += if left && before == 0 { 1 } else { done };
             if reached { Next::On } else { Next::Over }
         }
     }

@@ -1,0 +1,118 @@
+//! Coverage marks: which rare paths of the engine have been taken.
+//!
+//! A campaign of random programs is only worth what it reaches; a test of the `oracle` crate runs
+//! one and requires every mark. Counted only in tests and with the feature `marks`, and without
+//! effect on the guest.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Declares the marks from one list.
+macro_rules! marks {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A path of the engine.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Mark {
+            $($(#[$doc])* $name,)*
+        }
+        impl Mark {
+            /// All of them.
+            pub const ALL: &'static [Mark] = &[$(Mark::$name,)*];
+        }
+    };
+}
+
+marks! {
+    /// An instruction's own bytes serve.
+    Copied,
+    /// Registers without a home are brought to scratch registers and back.
+    DisplacedRegister,
+    /// Two of them, with a memory operand.
+    TwoDisplaced,
+    /// The guest's RCX visits the host's.
+    RcxVisits,
+    /// A high byte register with a memory operand.
+    HighByteMemory,
+    /// A high byte register that cannot be encoded: left to Rust.
+    HighByteRefused,
+    /// A bit string in memory, checked where the bit is.
+    BitString,
+    /// One of a width left to Rust.
+    BitStringRefused,
+    /// An operand relative to FS or GS.
+    SegmentBase,
+    /// An operand whose address is known.
+    ConstantAddress,
+    /// An address cut to 32 bits in 64-bit code.
+    ShortAddress,
+    /// A displacement that leaves no room for the operand's size.
+    WideDisplacement,
+    /// An operand that only Rust can address.
+    AddressRefused,
+    /// A jump out of the middle of a block.
+    SideExit,
+    /// A block whose last instruction lies on two pages.
+    TwoPages,
+    /// LOOP or JRCXZ translated.
+    Counted,
+    /// A branch left to Rust.
+    BranchRefused,
+    /// PUSH of memory.
+    PushMemory,
+    /// A return address or immediate too wide for a store.
+    WideConstant,
+    /// LEA of 16 bits.
+    Lea16,
+    /// Fewer instructions remained than a block has.
+    Expired,
+    /// A block made short because of that.
+    LimitedBlock,
+    /// An operand on two pages.
+    Crossing,
+    /// A store to a page of code or page tables.
+    HookedStore,
+    /// Translated code overwritten, and thrown away.
+    CodeOverwritten,
+    /// An exception that the host processor found.
+    HostFault,
+    /// An indirect branch taken back.
+    BranchUndone,
+    /// A direct jump linked to its target.
+    Linked,
+    /// A link undone because its target went away.
+    Unlinked,
+    /// Execution went on in a block behind an instruction executed from Rust.
+    Resumed,
+    /// An instruction run by itself with its operand copied.
+    BouncedMemory,
+    /// One without memory operand.
+    BouncedRegisters,
+    /// A string instruction stopped between two iterations.
+    StringStopped,
+    /// One that faulted after some iterations.
+    StringFaulted,
+    /// A single-step trap.
+    SingleStep,
+    /// All translated code dropped.
+    CodeDropped,
+}
+
+static COUNTS: [AtomicU64; Mark::ALL.len()] = [const { AtomicU64::new(0) }; Mark::ALL.len()];
+
+/// Counts `mark`.
+pub fn hit(mark: Mark) {
+    COUNTS[mark as usize].fetch_add(1, Ordering::Relaxed);
+}
+
+/// How often `mark` was hit in this process.
+pub fn count(mark: Mark) -> u64 {
+    COUNTS[mark as usize].load(Ordering::Relaxed)
+}
+
+/// Counts a mark where marks are counted.
+macro_rules! mark {
+    ($name:ident) => {
+        #[cfg(any(test, feature = "marks"))]
+        crate::marks::hit(crate::marks::Mark::$name);
+    };
+}
+pub(crate) use mark;

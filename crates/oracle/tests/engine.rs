@@ -1,0 +1,57 @@
+//! A seeded share of what `oracle-campaign` does for hours: random programs in the engine, run
+//! whole, instruction by instruction and with stops, against the host CPU.
+
+use cpu::marks::{self, Mark};
+use oracle::{
+    Budget, Case, EngineExecutor, Executor, Frame, HostExecutor, Mode, Options, Pace, Report, UNLIKE_HOST,
+    campaign_of, compare,
+};
+
+/// Seeds run in 64-bit mode; half as many in compatibility mode. Release builds take about twenty
+/// seconds, debug builds run a share that takes as long.
+const SEEDS: u64 = if cfg!(debug_assertions) { 8_000 } else { 80_000 };
+
+fn run(first: u64, count: u64, options: &Options) -> Report {
+    let mut host = HostExecutor::new().expect("this host can run cases");
+    let paces = [Pace::Whole, Pace::Single, Pace::Stops];
+    let mut engines = paces.map(|pace| EngineExecutor::new(pace).expect("this host can run the model"));
+    let mut subjects: Vec<&mut dyn Executor> = Vec::new();
+    for engine in &mut engines {
+        subjects.push(engine);
+    }
+    let report = campaign_of(&mut host, &mut subjects, first..first + count, options, Budget::default());
+    println!("{report}");
+    report
+}
+
+/// What the generator hardly ever makes: a displacement at the end of its range.
+fn wide_displacement() {
+    let mut case =
+        Case::from_code(Mode::Long, &[0x8b, 0x83, 0xfe, 0xff, 0xff, 0x7f]).expect("a short program");
+    case.registers.gpr[3] = Frame::Right.address() - 0x7fff_fffe; // mov eax, [rbx + 0x7ffffffe]
+    case.page_mut(Frame::Right).expect("mapped").bytes[..4].fill(0x5a);
+    let expected = HostExecutor::new().expect("this host can run cases").run(&case);
+    let got = EngineExecutor::new(Pace::Whole).expect("this host can run the model").run(&case);
+    assert_eq!(compare(&case, &expected, &got), None);
+    assert_eq!(got.registers.gpr[0], 0x5a5a_5a5a);
+}
+
+#[test]
+fn random_programs_do_in_the_engine_what_they_do_on_the_host() {
+    let long = Options { exclude: UNLIKE_HOST.to_vec(), ..Options::default() };
+    let compatibility = Options { compatibility_percent: 100, ..long.clone() };
+    let mut report = run(0x1000_0000, SEEDS, &long);
+    if HostExecutor::new().expect("this host can run cases").runs_compatibility_mode() {
+        report.merge(run(0x2000_0000, SEEDS / 2, &compatibility));
+    } else {
+        eprintln!("without 32-bit programs: this kernel does not run 32-bit code");
+    }
+    assert!(report.failures.is_empty(), "{} mismatches, see above", report.failures.len());
+    assert!(report.coverage.share() > 0.98, "{:.2} % of the instructions", report.coverage.share() * 100.0);
+    wide_displacement();
+    for &mark in Mark::ALL {
+        println!("{:10} {mark:?}", marks::count(mark));
+    }
+    let missed: Vec<_> = Mark::ALL.iter().filter(|&&mark| marks::count(mark) == 0).collect();
+    assert!(missed.is_empty(), "paths never taken: {missed:?}");
+}
