@@ -1,8 +1,8 @@
 //! Programs on which the engine once differed from the host, made small. They run at every pace.
 
 use oracle::{
-    Access, Case, EngineExecutor, Executor, Frame, HostExecutor, Item, Mode, PAGE, Pace, Page, Registers, compare,
-    flag,
+    Access, Case, EngineExecutor, Executor, Frame, HostExecutor, Item, Mode, PAGE, Pace, Page, Registers,
+    compare, flag,
 };
 
 const RIGHT: u64 = Frame::Right.address();
@@ -46,7 +46,8 @@ fn pending(case: &mut Case) {
 
 #[test]
 fn pause_with_rex_b_is_an_exchange() {
-    for code in [&[0xf3, 0x41, 0x90][..], &[0xf3, 0x49, 0x90], &[0x66, 0xf3, 0x41, 0x90], &[0xf3, 0x48, 0x90]] {
+    for code in [&[0xf3, 0x41, 0x90][..], &[0xf3, 0x49, 0x90], &[0x66, 0xf3, 0x41, 0x90], &[0xf3, 0x48, 0x90]]
+    {
         long(code, |case| (case.registers.gpr[0], case.registers.gpr[8]) = (1 << 40 | 5, 1 << 41 | 7));
     }
 }
