@@ -33,7 +33,7 @@ impl Wire {
         };
         let cache = Cache::of_user()?;
         let opened = match open(guest::cached_passt(&cache).as_deref()) {
-            Err(NetError::NoPasst { .. }) => {
+            Err(NetError::NoPasst) => {
                 let fetched = guest::passt(&cache, &mut |line| progress.line(line))?;
                 open(Some(&fetched))
             }
