@@ -309,3 +309,21 @@ fn string_moves_count_their_iterations() {
     assert_eq!(g.cpu.position().count(), 3 + 0x1000 + 1);
     assert_eq!(g.reg(gpr::RSI), CODE + 0x1000);
 }
+
+#[test]
+fn operands_in_two_pages_that_want_the_same_tlb_entry_do_not_miss_by_turns_for_ever() {
+    // The stack's page, and the page one TLB further on.
+    let stack_page = (STACK - 8) & !0xfff;
+    let pointer = stack_page + ((super::hot::TLB_ENTRIES as u64) << 12);
+    let mut guest = Guest::program(|a| {
+        a.mov(rsp, STACK).unwrap();
+        a.mov(rax, pointer).unwrap();
+        a.push(qword_ptr(rax)).unwrap();
+        a.pop(rbx).unwrap();
+        a.hlt().unwrap();
+    });
+    assert!(guest.board.ram.write_u64(GuestPhys(pointer), 0x1234_5678_9abc));
+    assert_eq!(guest.run(), Exit::Halted);
+    assert_eq!(guest.reg(gpr::RBX), 0x1234_5678_9abc);
+    assert_eq!(guest.cpu.state().retired, 5);
+}
