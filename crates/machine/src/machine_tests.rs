@@ -1,3 +1,5 @@
+//! A whole machine with a processor that does what a test tells it.
+
 use super::*;
 use crate::clock::Rate;
 use crate::gate::{ClockCorrection, Event, Journal};

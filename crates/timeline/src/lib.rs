@@ -10,9 +10,9 @@
 //! a log is only a matter of its gate. [`run_live`] is the one loop in which the host's clock and
 //! inputs meet a machine. [`Replay`] never looks at either.
 //!
-//! **What it may know:** the machine, recordings, and, while live, the host's clock. **What it must
-//! never do:** let anything into the machine but through the gate, or let a replay depend on
-//! anything but the recording.
+//! **What it may know:** the machine, recordings, and, while live, the host's clock.
+//! **What it must never do:** let anything into the machine but through the gate, or let a replay
+//! depend on anything but the recording.
 #![forbid(unsafe_code)]
 
 mod divergence;

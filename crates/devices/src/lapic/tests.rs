@@ -1,3 +1,5 @@
+//! The local APIC as a guest sees it.
+
 use super::*;
 use crate::testing::Bench;
 

@@ -1,3 +1,5 @@
+//! The board as a processor sees it.
+
 use super::*;
 use crate::testing::Tray;
 

@@ -1,3 +1,5 @@
+//! Loading kernels, whole and broken.
+
 use super::*;
 use crate::processor_state;
 use crate::testing::blank_state;
