@@ -220,7 +220,7 @@ pub struct GuestOptions {
     /// Network: none, user, tap=INTERFACE or unix=PATH
     #[arg(long, default_value = "none")]
     pub net: Net,
-    /// Lead a port of the host to one of the guest: [tcp:|udp:][ADDRESS:]HOST:GUEST, TCP at 127.0.0.1 unless
+    /// Lead a port of the host to one of the guest: `[tcp:|udp:][ADDRESS:]HOST:GUEST`, TCP at 127.0.0.1 unless
     /// told otherwise (repeatable, with --net user)
     #[arg(long, value_name = "HOST:GUEST")]
     pub forward: Vec<Forward>,

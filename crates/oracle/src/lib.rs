@@ -5,9 +5,9 @@
 //!   it follows from a seed.
 //! * [`EngineExecutor`] runs it as a guest of the translator.
 //! * [`HostExecutor`] runs it on the host CPU, in 64-bit or in compatibility mode, in a child process.
-//! * Anything else that runs cases implements [`Executor`]; [`compare`] says how two [`Outcome`]s
-//!   differ and [`minimise`] drops what a mismatch does not need.
-//! * [`campaign`] does that for a range of seeds and accounts which instructions were exercised.
+//! * Anything else that runs cases implements [`Executor`]; [`compare()`] says how two [`Outcome`]s
+//!   differ and [`minimise()`] drops what a mismatch does not need.
+//! * [`campaign()`] does that for a range of seeds and accounts which instructions were exercised.
 //!
 //! **What it may know:** the architecture as the host's CPU and a decoder's tables tell it, and
 //! Linux's signal frames. **What it must never do:** know how the translator works, or be used by

@@ -375,7 +375,7 @@ impl<'a> Generator<'a> {
         self.tracker.set(register, value);
     }
 
-    /// MOV dword [address], constant.
+    /// MOV of a constant to a doubleword at an address.
     fn store(&mut self, address: u64, value: u32) {
         let Some(entry) = self.universe.entry(Code::Mov_rm32_imm32) else { return };
         for _ in 0..ATTEMPTS {
