@@ -19,6 +19,7 @@ mod state;
 pub mod string;
 pub mod system;
 pub mod walk;
+mod watch;
 
 pub use bus::Bus;
 pub use core::{Core, Flush, Intent};
@@ -26,6 +27,7 @@ pub use engine::{CpuError, Exit, Statistics, Vcpu, VcpuConfig};
 pub use fpu::{FpuKind, MXCSR_MASK, fpu_available};
 pub use host::host_features;
 pub use saved::{RestoreError, SavedCpu};
+pub use watch::{Watch, WatchHit, WatchList};
 pub use state::{Activity, CpuState, Fpu, SystemMsrs};
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ use crate::core::{Core, Intent, mask};
 use crate::system::{Control, Done, Outcome, check_io, next_rip, operand_segment};
 use crate::walk::{self, Access, Translation};
 use crate::{debug, deliver};
+use memory::Marks;
 use base::{GuestVirt, PAGE_SIZE};
 use iced_x86::{Code, Instruction, OpKind};
 use x86::{Exception, SegmentIndex, flags, gpr};
@@ -459,6 +460,9 @@ fn stretch(core: &mut Core, op: &Op, operand: Operand, n: u64, backward: bool) -
     let access = Access::data(core.state, write);
     let translation = core.translate(linear, access).ok()?;
     let page = core.bus.ram().page_index(translation.phys)?;
+    if core.bus.ram().marks(page).any(Marks::WATCHED) {
+        return None;
+    }
     let offset = translation.phys.page_offset();
     (offset + len <= PAGE_SIZE).then_some(Stretch { page, offset, translation })
 }

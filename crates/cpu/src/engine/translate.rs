@@ -6,6 +6,7 @@
 //! the page, or at its limit. Forward conditional jumps are side exits that give back what they
 //! skip.
 
+use std::collections::BTreeSet;
 use super::asm::{Mem, Reg, Width};
 use super::blocks::{Block, BlockId, BlockKey, Exit, Insn, Mode};
 use super::classify::{Class, classify};
@@ -75,10 +76,17 @@ impl Translator {
         key: BlockKey,
         bytes: &[u8],
         place: Place,
+        breakpoints: &BTreeSet<u64>,
         exits: &mut Vec<Exit>,
     ) -> (Block, Vec<u8>) {
         let limit = if place.second.is_some() { 1 } else { key.limit };
         self.decode(key, bytes, limit);
+        if !breakpoints.is_empty() {
+            // A block ends where the loop has to look at a breakpoint.
+            let inside = |d: &Decoded| d.delta > 0 && breakpoints.contains(&(key.virt + d.delta as u64));
+            let end = self.decoded.iter().position(inside);
+            self.decoded.truncate(end.unwrap_or(self.decoded.len()));
+        }
         let decoded = std::mem::take(&mut self.decoded);
         let count = decoded.len() as u8;
         let mut e = Emitter::new(place.origin, place.base, place.thunks, key.mode, place.block, exits);
