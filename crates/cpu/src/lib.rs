@@ -27,8 +27,8 @@ pub use engine::{CpuError, Exit, Statistics, Vcpu, VcpuConfig};
 pub use fpu::{FpuKind, MXCSR_MASK, fpu_available};
 pub use host::host_features;
 pub use saved::{RestoreError, SavedCpu};
-pub use watch::{Watch, WatchHit, WatchList};
 pub use state::{Activity, CpuState, Fpu, SystemMsrs};
+pub use watch::{Watch, WatchHit, WatchList};
 
 #[cfg(test)]
 mod tests;

@@ -28,9 +28,9 @@ use crate::core::{Core, Intent, mask};
 use crate::system::{Control, Done, Outcome, check_io, next_rip, operand_segment};
 use crate::walk::{self, Access, Translation};
 use crate::{debug, deliver};
-use memory::Marks;
 use base::{GuestVirt, PAGE_SIZE};
 use iced_x86::{Code, Instruction, OpKind};
+use memory::Marks;
 use x86::{Exception, SegmentIndex, flags, gpr};
 
 /// How far a string instruction got.

@@ -99,7 +99,8 @@ impl Keeper {
     /// Goes to a captured state, writing only pages that differ. The gate is the caller's.
     pub fn restore(&mut self, session: &mut Session, capture: &Capture) -> Result<(), RestoreError> {
         let machine = session.machine_mut();
-        let mut pages: Vec<usize> = machine.take_changed_pages().into_iter().map(|page| page as usize).collect();
+        let mut pages: Vec<usize> =
+            machine.take_changed_pages().into_iter().map(|page| page as usize).collect();
         self.base.differences(&capture.ram, &mut |page| pages.push(page));
         pages.sort_unstable();
         pages.dedup();

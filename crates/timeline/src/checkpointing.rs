@@ -165,7 +165,9 @@ pub(crate) fn bring_back(
     }
     let blocks = if pristine.is_empty() { Vec::new() } else { checkpoints.diff(None, to) };
     for change in blocks {
-        let (Some(n), Some(stored)) = (change.space.checked_sub(SPACE_RAM + 1), change.page) else { continue };
+        let (Some(n), Some(stored)) = (change.space.checked_sub(SPACE_RAM + 1), change.page) else {
+            continue;
+        };
         checkpoints.load(stored, &mut bytes)?;
         if let Some(disk) = pci.disk_mut(n.into())
             && disk.import(change.index, 1, Some(&bytes)).is_err()

@@ -520,7 +520,9 @@ impl Travel {
                 let stop = self.session.run_until(self.position().after(ConsoleText::GRAIN).min(to));
                 self.check_log()?;
                 let at = self.position();
-                for (_, bytes) in self.session.take_output().console.into_iter().filter(|(port, _)| *port == 0) {
+                for (_, bytes) in
+                    self.session.take_output().console.into_iter().filter(|(port, _)| *port == 0)
+                {
                     self.console.push(ConsoleText { at, bytes });
                 }
                 if at < to && !matches!(stop, Stop::Limit | Stop::Breath | Stop::Debugger) {

@@ -209,7 +209,8 @@ fn must_be_aligned(instr: &Instruction) -> bool {
         _ => {
             instr.code().encoding() == EncodingKind::Legacy
                 && instr.memory_size().size() == 16
-                && (0..instr.op_count()).any(|op| instr.op_register(op).is_xmm() || instr.op_register(op).is_mm())
+                && (0..instr.op_count())
+                    .any(|op| instr.op_register(op).is_xmm() || instr.op_register(op).is_mm())
         }
     }
 }

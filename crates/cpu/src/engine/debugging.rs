@@ -94,9 +94,12 @@ impl Vcpu {
         if state.code64() { state.rip } else { state.seg[1].base.wrapping_add(state.rip) & 0xffff_ffff }
     }
 
-    /// Whether the loop has to look before going on.
+    /// Whether there is a breakpoint here that was not passed yet: the loop has to look before
+    /// going on.
     pub(super) fn at_breakpoint(&self) -> bool {
-        !self.debugging.breakpoints.is_empty() && self.debugging.breakpoints.contains(&self.linear_rip())
+        !self.debugging.breakpoints.is_empty()
+            && self.debugging.breakpoints.contains(&self.linear_rip())
+            && self.debugging.passed != Some((self.state().retired, self.linear_rip()))
     }
 
     /// Whether the run ends here.
@@ -105,7 +108,7 @@ impl Vcpu {
             return true;
         }
         let here = (self.state().retired, self.linear_rip());
-        let stops = self.at_breakpoint() && self.debugging.passed != Some(here);
+        let stops = self.at_breakpoint();
         if stops {
             self.debugging.passed = Some(here);
         }

@@ -4,8 +4,8 @@
 //! sizes, stacks on device memory or across page boundaries, and single steps.
 
 use crate::core::{Core, Intent};
-use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register};
 use crate::system::operand_segment;
+use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register};
 use x86::{Exception, SegmentIndex, flags, gpr};
 
 use super::emit::guest_of;

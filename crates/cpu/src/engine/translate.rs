@@ -6,7 +6,6 @@
 //! the page, or at its limit. Forward conditional jumps are side exits that give back what they
 //! skip.
 
-use std::collections::BTreeSet;
 use super::asm::{Mem, Reg, Width};
 use super::blocks::{Block, BlockId, BlockKey, Exit, Insn, Mode};
 use super::classify::{Class, classify};
@@ -19,6 +18,7 @@ use super::thunks::Thunks;
 use iced_x86::{
     Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };
+use std::collections::BTreeSet;
 use x86::gpr;
 
 /// Guest instructions of a block, decoded and classified.

@@ -45,7 +45,8 @@ pub fn serve(
     let kernel = kernel_names(&travel);
     let names = kernel.as_ref().map(|(_, file)| file.path().to_owned());
     let debug_info = symbol_file.map(|path| {
-        let file = std::fs::read(path).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
+        let file =
+            std::fs::read(path).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
         let own = image::elf_symbols(&file).map_err(Failure::usage)?;
         let moved = kernel.as_ref().and_then(|(symbols, _)| slide(symbols, &own)).unwrap_or(0);
         Ok::<_, Failure>((path, moved))

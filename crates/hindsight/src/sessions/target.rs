@@ -173,7 +173,9 @@ impl Target for History {
             }
             Pause::Position => Stopped::Step,
             // A step that ends where history does is a whole step.
-            Pause::Start if steps.is_some_and(|count| count == here.count()) && here.count() > 0 => Stopped::Step,
+            Pause::Start if steps.is_some_and(|count| count == here.count()) && here.count() > 0 => {
+                Stopped::Step
+            }
             Pause::Start => Stopped::Start,
             Pause::End if until.position.is_some_and(|at| at == self.0.end()) && here < self.0.end() => {
                 Stopped::Step
