@@ -9,6 +9,7 @@
 
 use crate::debug;
 use crate::walk::{self, Access, Translation};
+use crate::watch::WatchList;
 use crate::{Bus, CpuState};
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
 use x86::control::cr0;
@@ -67,6 +68,8 @@ pub struct Core<'a> {
     /// DR6 bits B0–B3 of data breakpoints hit by explicit accesses; the caller turns them into a
     /// trap after the instruction (see [`crate::debug`]).
     pub data_hits: u64,
+    /// What a debugger watches, if anything.
+    pub watch: Option<&'a mut WatchList>,
 }
 
 /// The parts of an access on at most two pages.
@@ -83,7 +86,7 @@ impl<'a> Core<'a> {
         bus: &'a mut dyn Bus,
         flush: &'a mut Flush,
     ) -> Self {
-        Self { state, model, bus, flush, elapsed: 0, data_hits: 0 }
+        Self { state, model, bus, flush, elapsed: 0, data_hits: 0, watch: None }
     }
 
     /// The position before the instruction (or iteration) being executed.
@@ -134,6 +137,9 @@ impl<'a> Core<'a> {
         let span = self.span(linear, buf.len(), access)?;
         let mut done = 0;
         for &(phys, len) in &span.parts[..span.count] {
+            if !access.fetch {
+                self.note_watched(phys, len, false);
+            }
             self.read_phys(phys, &mut buf[done..done + len]);
             done += len;
         }
@@ -146,10 +152,18 @@ impl<'a> Core<'a> {
         let span = self.span(linear, data.len(), access)?;
         let mut done = 0;
         for &(phys, len) in &span.parts[..span.count] {
+            self.note_watched(phys, len, true);
             self.write_phys(phys, &data[done..done + len]);
             done += len;
         }
         Ok(())
+    }
+
+    fn note_watched(&mut self, phys: GuestPhys, len: usize, write: bool) {
+        let at = self.at();
+        if let Some(watch) = &mut self.watch {
+            watch.note(at, phys, len, write);
+        }
     }
 
     /// Reads at a linear address.

@@ -20,6 +20,7 @@ mod state;
 pub mod string;
 pub mod system;
 pub mod walk;
+mod watch;
 
 pub use bus::Bus;
 pub use core::{Core, Flush, Intent};
@@ -28,6 +29,7 @@ pub use fpu::{FpuKind, MXCSR_MASK, fpu_available};
 pub use host::host_features;
 pub use saved::{RestoreError, SavedCpu};
 pub use state::{Activity, CpuState, Fpu, SystemMsrs};
+pub use watch::{Watch, WatchHit, WatchList};
 
 #[cfg(test)]
 mod tests;

@@ -30,6 +30,7 @@ use crate::walk::{self, Access, Translation};
 use crate::{debug, deliver};
 use base::{GuestVirt, PAGE_SIZE};
 use iced_x86::{Code, Instruction, OpKind};
+use memory::Marks;
 use x86::{Exception, SegmentIndex, flags, gpr};
 
 /// How far a string instruction got.
@@ -459,6 +460,9 @@ fn stretch(core: &mut Core, op: &Op, operand: Operand, n: u64, backward: bool) -
     let access = Access::data(core.state, write);
     let translation = core.translate(linear, access).ok()?;
     let page = core.bus.ram().page_index(translation.phys)?;
+    if core.bus.ram().marks(page).any(Marks::WATCHED) {
+        return None;
+    }
     let offset = translation.phys.page_offset();
     (offset + len <= PAGE_SIZE).then_some(Stretch { page, offset, translation })
 }

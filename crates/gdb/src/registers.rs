@@ -1,7 +1,7 @@
 //! The register file as gdb numbers it.
 //!
 //! gdb numbers a remote target's registers in the order of the target description, and transfers
-//! them (`g`, `G`) as one block in that order. [`LAYOUT`] is that order; the description is made
+//! them (`g`, `G`) as one block in that order. The layout below is that order; the description is made
 //! from it, so the two cannot disagree.
 
 /// All registers of one processor that gdb can see.

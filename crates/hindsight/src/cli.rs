@@ -80,6 +80,9 @@ pub struct Record {
     /// The recording: a path, or a name in the data folder [default: a new name there]
     #[arg(short, long, value_name = "REC")]
     pub output: Option<String>,
+    /// Take a checkpoint every so many instructions; 0: none
+    #[arg(long, value_name = "N", default_value_t = timeline::CHECKPOINT_EVERY)]
+    pub checkpoint_every: u64,
 }
 
 /// `hindsight replay`

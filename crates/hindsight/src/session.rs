@@ -84,6 +84,8 @@ pub struct HostSide {
     pub progress: Progress,
     /// What has no effect on the guest.
     pub tuning: Tuning,
+    /// Instructions between checkpoints of a recording; `None` takes none.
+    pub checkpoint_every: Option<u64>,
 }
 
 /// What a run, recording or replay came to.
@@ -112,6 +114,15 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
+/// What a gdb needs to connect.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// The address in gdb's spelling.
+    pub address: String,
+    /// What to tell a gdb that is started for this: symbols, and to connect.
+    pub script: String,
+}
+
 /// What the machine's side has to be able to do.
 pub trait Machine {
     /// Runs a guest without a recording.
@@ -137,14 +148,14 @@ pub trait Machine {
     ) -> Result<(Outcome, ReplayFigures), Failure>;
 
     /// Serves gdb on a recording until the client leaves. `ready` is called once, when clients
-    /// can connect, with the address in gdb's spelling.
+    /// can connect.
     fn debug(
         &self,
         recording: &Path,
         at: Option<Pos>,
         symbols: Option<&Path>,
         listen: &Listen,
-        ready: &mut dyn FnMut(&str),
+        ready: &mut dyn FnMut(&Ready),
         stop: &Stop,
     ) -> Result<(), Failure>;
 

@@ -56,6 +56,8 @@ pub enum Stop {
     Dead,
     /// Guest time has jumped many times without an instruction; call again.
     Breath,
+    /// A debugger set on the processor wants to look; only where one was set.
+    Debugger,
     /// The host failed one of the devices; the machine cannot go on.
     Failed(String),
 }
@@ -185,6 +187,11 @@ impl<P: Processor> Machine<P> {
         &mut self.board
     }
 
+    /// Both, to set up a debugger's traps.
+    pub fn processor_and_board(&mut self) -> (&mut P, &mut Board) {
+        (&mut self.processor, &mut self.board)
+    }
+
     /// The processor.
     pub fn processor(&self) -> &P {
         &self.processor
@@ -268,6 +275,7 @@ impl<P: Processor> Machine<P> {
             match self.processor.run(&mut self.board, bound) {
                 Exit::Limit | Exit::Halted => {}
                 Exit::Shutdown => return Stop::TripleFault,
+                Exit::Debugger => return Stop::Debugger,
             }
         }
     }

@@ -13,6 +13,8 @@ pub enum Exit {
     Halted,
     /// It shut down after a triple fault.
     Shutdown,
+    /// A debugger set on the processor stops it.
+    Debugger,
 }
 
 /// One processor, exact to the instruction.
@@ -46,6 +48,7 @@ impl Processor for cpu::Vcpu {
             cpu::Exit::Limit => Exit::Limit,
             cpu::Exit::Halted => Exit::Halted,
             cpu::Exit::Shutdown => Exit::Shutdown,
+            cpu::Exit::Debugger => Exit::Debugger,
         }
     }
     fn signal(&mut self, bus: &mut dyn Bus, signal: ProcessorSignal) {

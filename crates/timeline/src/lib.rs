@@ -15,6 +15,8 @@
 //! depend on anything but the recording.
 #![forbid(unsafe_code)]
 
+mod capture;
+mod checkpointing;
 mod divergence;
 mod guest;
 mod images;
@@ -26,7 +28,9 @@ mod record;
 mod replay;
 mod session;
 mod touched;
+mod travel;
 
+pub use checkpointing::{CHECKPOINT_EVERY, Checkpointer};
 pub use divergence::{Divergence, Part};
 pub use guest::{Card, ClockMode, DiskSpec, Guest, KernelFile, Tuning};
 pub use images::DiskOpenError;
@@ -37,6 +41,7 @@ pub use record::{HASH_EVERY, RecordError, Recorder};
 pub use replay::{Replay, ReplayError, ReplayStop, Target};
 pub use session::{Session, SessionError};
 pub use touched::touched_blocks;
+pub use travel::{ConsoleText, Hit, Marked, Pause, Travel, Until, WatchRange};
 
 /// The version of the machine's behaviour. A recording replays only on the same one, so it changes
 /// with everything a guest can see or a state hash covers.

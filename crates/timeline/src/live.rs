@@ -170,7 +170,7 @@ impl Live<'_> {
                 }
                 self.steer()?;
             }
-            Stop::Breath => {}
+            Stop::Breath | Stop::Debugger => {}
             Stop::Idle { until } => {
                 if !self.idle(until)? {
                     return Ok(Some(self.fallen_silent()));

@@ -1,6 +1,7 @@
 //! Taking notes of a live run.
 
 use crate::Session;
+use crate::checkpointing::Checkpointer;
 use base::Position;
 use disk::DiskError;
 use machine::{Event, Gate, Input, Journal};
@@ -18,6 +19,7 @@ pub struct Recorder {
     writer: Arc<Writer>,
     hash_every: u64,
     next_hash: Position,
+    checkpointer: Option<Checkpointer>,
 }
 
 /// A recording that could not be ended properly. What is on disk replays.
@@ -57,12 +59,27 @@ impl Recorder {
         let writer = Arc::new(writer);
         session.machine_mut().set_gate(Gate::live(Some(Box::new(Notes(writer.clone())))));
         let next_hash = session.position().after(hash_every);
-        Ok(Self { writer, hash_every, next_hash })
+        Ok(Self { writer, hash_every, next_hash, checkpointer: None })
+    }
+
+    /// Also takes checkpoints of `session`, one every `every` instructions.
+    ///
+    /// # Errors
+    /// When they cannot be written or the first one cannot be taken.
+    pub fn take_checkpoints(
+        &mut self,
+        session: &mut Session,
+        folder: &Path,
+        id: recording::RecordingId,
+        every: u64,
+    ) -> Result<(), RecordError> {
+        self.checkpointer = Some(Checkpointer::begin(session, folder, id, every)?);
+        Ok(())
     }
 
     /// Where the session has to stop next, for [`Recorder::look`].
     pub fn next_stop(&self) -> Position {
-        self.next_hash
+        self.checkpointer.as_ref().map_or(self.next_hash, |c| self.next_hash.min(c.next()))
     }
 
     /// Looks at the session, which has just stopped at a limit and taken no input there yet.
@@ -74,6 +91,9 @@ impl Recorder {
         if at >= self.next_hash {
             self.writer.hash(at, &session.state_hash()?);
             self.next_hash = at.after(self.hash_every);
+        }
+        if let Some(checkpointer) = &mut self.checkpointer {
+            checkpointer.look(session)?;
         }
         Ok(())
     }
@@ -95,7 +115,11 @@ impl Recorder {
     ///
     /// # Errors
     /// When the recording cannot be written to its end.
-    pub fn finish(self, session: &mut Session, end: End) -> Result<(Manifest, u64), RecordError> {
+    pub fn finish(mut self, session: &mut Session, end: End) -> Result<(Manifest, u64), RecordError> {
+        if let Some(checkpointer) = self.checkpointer.take() {
+            // Checkpoints can be made anew; a recording without some of them is whole.
+            let _ = checkpointer.finish();
+        }
         let hash = session.state_hash()?;
         let now = session.moment();
         session.machine_mut().set_gate(Gate::live(None));

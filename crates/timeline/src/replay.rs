@@ -86,13 +86,23 @@ pub struct Replay {
 }
 
 /// What went wrong where the gate reads the log.
-type Trouble = Arc<Mutex<Option<Error>>>;
+pub(crate) type Trouble = Arc<Mutex<Option<Error>>>;
 
 /// The inputs of a recording, as the gate wants them.
 struct Inputs {
     events: recording::Events,
     manifest: std::path::PathBuf,
     trouble: Trouble,
+}
+
+/// A gate fed with the inputs of `recording` from `from` on; what goes wrong goes to `trouble`.
+pub(crate) fn gate_from(recording: &Recording, from: Position, trouble: &Trouble) -> Gate {
+    let inputs = Inputs {
+        events: recording.events_from(from),
+        manifest: recording.manifest_path(),
+        trouble: trouble.clone(),
+    };
+    Gate::replay(Box::new(inputs))
 }
 
 impl Source for Inputs {
@@ -184,12 +194,7 @@ impl Replay {
         let guest = Arc::new(guest);
         let end = end_of(recording)?;
         let trouble = Trouble::default();
-        let inputs = Inputs {
-            events: recording.events(),
-            manifest: recording.manifest_path(),
-            trouble: trouble.clone(),
-        };
-        let session = Session::new(guest, tuning, Gate::replay(Box::new(inputs)))?;
+        let session = Session::new(guest, tuning, gate_from(recording, Position::START, &trouble))?;
         Ok(Self {
             session,
             checks: Checks::new(recording.events())?,
@@ -352,7 +357,7 @@ impl Replay {
 }
 
 /// The moment of a recording's last event. What was recorded without an end reaches as far as that.
-fn end_of(recording: &Recording) -> Result<Moment, Error> {
+pub(crate) fn end_of(recording: &Recording) -> Result<Moment, Error> {
     if let Some(completion) = recording.manifest().completion() {
         return Ok(Moment { position: completion.at, time: GuestTime::from_ns(completion.guest_ns) });
     }

@@ -15,6 +15,7 @@ mod asm;
 mod blocks;
 mod bounce;
 mod classify;
+mod debugging;
 mod emit;
 mod flow;
 mod hot;

@@ -48,6 +48,9 @@ impl Vcpu {
     fn run_loop(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
         loop {
             self.settle(bus);
+            if self.debugging.is_on() && self.debugger_stops() {
+                return Exit::Debugger;
+            }
             match self.state().activity {
                 Activity::Running => {}
                 Activity::Halted if self.interruptible(bus) => self.hot().state.activity = Activity::Running,
@@ -89,12 +92,14 @@ impl Vcpu {
     fn take_interrupt(&mut self, bus: &mut dyn Bus) {
         let at = self.position();
         if let Some(vector) = bus.acknowledge_interrupt(at) {
+            self.note_event();
             let mut core = self.core(bus);
             deliver::interrupt(&mut core, vector);
         }
     }
 
     fn raise(&mut self, bus: &mut dyn Bus, exception: Exception) {
+        self.note_event();
         let mut core = self.core(bus);
         deliver::exception(&mut core, exception);
     }
@@ -317,7 +322,10 @@ impl Vcpu {
             second,
         };
         let bytes = &bytes[phys.page_offset()..end];
-        let (block, code) = self.translator.block(key, bytes, place, &mut self.blocks.exits);
+        let (block, code) = {
+            let breakpoints = &self.debugging.breakpoints;
+            self.translator.block(key, bytes, place, breakpoints, &mut self.blocks.exits)
+        };
         self.arena.write_code(place.origin, &code);
         self.statistics.blocks_translated += 1;
         Ok(Some(self.blocks.add(block)))
@@ -467,6 +475,9 @@ impl Vcpu {
     fn follow(&mut self, bus: &mut dyn Bus, mode: Mode) -> Option<(BlockId, bool)> {
         let left = self.horizon - self.state().retired;
         if left == 0 {
+            return None;
+        }
+        if self.at_breakpoint() {
             return None;
         }
         let mut limit = regs::MAX_BLOCK;
@@ -661,6 +672,7 @@ impl Vcpu {
             && self.state().activity == Activity::Running
             && !bus.interrupt_pending()
             && bus.horizon().count() >= self.horizon
+            && !self.debugging.has_hit()
             && !debug::debug_traps_armed(self.state());
         if !quiet || self.mode() != mode {
             return Next::Loop;

@@ -19,6 +19,7 @@ use crate::marks::mark;
 use iced_x86::{
     Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };
+use std::collections::BTreeSet;
 use x86::gpr;
 
 /// Guest instructions of a block, decoded and classified.
@@ -76,10 +77,17 @@ impl Translator {
         key: BlockKey,
         bytes: &[u8],
         place: Place,
+        breakpoints: &BTreeSet<u64>,
         exits: &mut Vec<Exit>,
     ) -> (Block, Vec<u8>) {
         let limit = if place.second.is_some() { 1 } else { key.limit };
         self.decode(key, bytes, limit);
+        if !breakpoints.is_empty() {
+            // A block ends where the loop has to look at a breakpoint.
+            let inside = |d: &Decoded| d.delta > 0 && breakpoints.contains(&(key.virt + d.delta as u64));
+            let end = self.decoded.iter().position(inside);
+            self.decoded.truncate(end.unwrap_or(self.decoded.len()));
+        }
         let decoded = std::mem::take(&mut self.decoded);
         let count = decoded.len() as u8;
         let mut e = Emitter::new(place.origin, place.base, place.thunks, key.mode, place.block, exits);

@@ -3,6 +3,7 @@
 use super::arena::Arena;
 use super::asm::Asm;
 use super::blocks::{Blocks, Mode};
+use super::debugging::Debugging;
 use super::hot::Hot;
 use super::thunks::{self, Thunks};
 use super::tlb::Tlb;
@@ -59,6 +60,8 @@ pub enum Exit {
     Halted,
     /// Triple fault.
     Shutdown,
+    /// A debugger's breakpoint or watchpoint; see [`Vcpu::debugging`].
+    Debugger,
 }
 
 /// Counters for profiles; no effect on the guest.
@@ -90,6 +93,7 @@ pub struct Vcpu {
     /// The last TLB miss in translated code and how often it was filled for: see `run`.
     pub(super) last_miss: Miss,
     pub(super) chaos: Option<u64>,
+    pub(super) debugging: Debugging,
     pub(super) interpret_all: bool,
     pub statistics: Statistics,
 }
@@ -147,6 +151,7 @@ impl Vcpu {
             x87_in_host: false,
             last_miss: Miss::default(),
             chaos: config.chaos,
+            debugging: Debugging::default(),
             interpret_all: false,
             statistics: Statistics::default(),
         })
@@ -197,7 +202,9 @@ impl Vcpu {
     pub(super) fn core<'a>(&'a mut self, bus: &'a mut dyn Bus) -> Core<'a> {
         // SAFETY: as for `hot`; the borrow ends with the returned value, which holds `self` mutably.
         let state = unsafe { &mut (*self.arena.hot()).state };
-        Core::new(state, &self.model, bus, &mut self.flush)
+        let mut core = Core::new(state, &self.model, bus, &mut self.flush);
+        core.watch = self.debugging.watch.as_deref_mut();
+        core
     }
 
     pub(super) fn mode(&self) -> Mode {
@@ -254,6 +261,7 @@ impl Vcpu {
     /// A non-maskable interrupt at this boundary; lost while one is being handled.
     pub fn nmi(&mut self, bus: &mut dyn Bus) {
         if !self.state().nmi_blocked && !matches!(self.state().activity, Activity::WaitForSipi) {
+            self.note_event();
             let mut core = self.core(bus);
             crate::deliver::nmi(&mut core);
         }

@@ -3,7 +3,7 @@
 use crate::cli::Debug;
 use crate::failure::Failure;
 use crate::library::Library;
-use crate::session::{Listen, Machine, machine};
+use crate::session::{Listen, Machine, Ready, machine};
 use crate::stop::Stop;
 use std::net::ToSocketAddrs;
 use std::os::unix::fs::DirBuilderExt;
@@ -30,7 +30,7 @@ pub fn debug(options: &Debug) -> Result<u8, Failure> {
 fn serve(options: &Debug, recording: &Path, listen: &Listen) -> Result<u8, Failure> {
     let stop = Stop::new();
     stop.on_signals()?;
-    let mut ready = |address: &str| eprintln!("hindsight: in gdb: target remote {address}");
+    let mut ready = |ready: &Ready| eprintln!("hindsight: in gdb: target remote {}", ready.address);
     machine().debug(recording, options.at, options.symbols.as_deref(), listen, &mut ready, &stop)?;
     Ok(0)
 }
@@ -45,11 +45,12 @@ fn start_gdb(options: &Debug, recording: &Path) -> Result<u8, Failure> {
     let listen = Listen::Unix(folder.0.join("gdb"));
     let mut gdb: Option<Result<Child, std::io::Error>> = None;
     let stop = Stop::new();
-    let mut ready = |address: &str| {
+    let script = folder.0.join("commands");
+    let mut ready = |ready: &Ready| {
         let mut command = Command::new("gdb");
-        command.args(["-q", "-ex", "set confirm off", "-ex", "set pagination off"]);
-        command.args(["-ex", &format!("target remote {address}")]);
-        let started = command.spawn();
+        command.arg("-q").arg("-x").arg(&script);
+        let written = std::fs::write(&script, &ready.script);
+        let started = written.and_then(|()| command.spawn());
         if started.is_err() {
             stop.request(crate::stop::Reason::Left);
         }

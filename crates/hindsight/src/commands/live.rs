@@ -103,7 +103,7 @@ impl Live {
         if let Some(time) = timeout {
             stop.after(time)?;
         }
-        let host = HostSide { input, console, stop: stop.clone(), progress, tuning };
+        let host = HostSide { input, console, stop: stop.clone(), progress, tuning, checkpoint_every: None };
         Ok((Self { stop, _raw: raw, begun: Instant::now() }, host))
     }
 

@@ -32,7 +32,10 @@ pub fn record(options: &Record) -> Result<u8, Failure> {
     let folder = Library::of_user()?.create(options.output.as_deref(), &stem(&options.run.command))?;
     let host = &options.run.host;
     let begun = host.tuning().and_then(|tuning| Live::begin(&console, seat, host.timeout, tuning));
-    let result = begun.and_then(|(live, side)| Ok((live, machine().record(&plan, &folder, side)?)));
+    let result = begun.and_then(|(live, mut side)| {
+        side.checkpoint_every = (options.checkpoint_every > 0).then_some(options.checkpoint_every);
+        Ok((live, machine().record(&plan, &folder, side)?))
+    });
     let (live, (outcome, figures)) = result.inspect_err(|_| {
         // A folder in which nothing was recorded is not left behind; one with something is kept.
         let _ = std::fs::remove_dir(&folder);

@@ -1,13 +1,15 @@
 //! The machine behind the seam: plans become guests, sessions become outcomes.
 
+mod debug;
 mod host;
 mod recordings;
+mod target;
 mod wire;
 
 use crate::cli::{Clock, CpuModel, OnReset};
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::session::{GuestPlan, HostSide, Listen, Machine, Outcome};
+use crate::session::{GuestPlan, HostSide, Listen, Machine, Outcome, Ready};
 use crate::stop::{Reason, Stop};
 use crate::summary::{Exit, RecordFigures, ReplayFigures, exit_status};
 use crate::values::{Net, Pos};
@@ -51,8 +53,12 @@ impl Machine for Sessions {
         let files = Files { initrd: plan.initrd.as_deref(), disks: &plan.disks };
         let manifest =
             timeline::describe(session.guest(), files, &mut HashCache::for_user()).map_err(usage_failure)?;
+        let id = manifest.id;
         let mut recorder =
             Recorder::begin(&mut session, folder, manifest, HASH_EVERY).map_err(host_failure)?;
+        if let Some(every) = host.checkpoint_every {
+            recorder.take_checkpoints(&mut session, folder, id, every).map_err(Failure::host)?;
+        }
         let mut seat = LiveSeat::new(host, plan.job.as_ref().map(|job| job.mode.clone()), wire);
         let ended = match run_live(&mut session, &mut seat, Some(&mut recorder)) {
             Ok(ended) => ended,
@@ -114,14 +120,14 @@ impl Machine for Sessions {
 
     fn debug(
         &self,
-        _: &Path,
-        _: Option<Pos>,
-        _: Option<&Path>,
-        _: &Listen,
-        _: &mut dyn FnMut(&str),
-        _: &Stop,
+        recording: &Path,
+        at: Option<Pos>,
+        symbols: Option<&Path>,
+        listen: &Listen,
+        ready: &mut dyn FnMut(&Ready),
+        stop: &Stop,
     ) -> Result<(), Failure> {
-        Err(Failure::host("debug is not there yet"))
+        debug::serve(recording, at, symbols, listen, ready, stop)
     }
 
     fn info(&self, recording: &Path) -> Result<(String, serde_json::Value), Failure> {

@@ -109,6 +109,7 @@ pub fn pack(path: &Path, output: &Path, progress: &Progress) -> Result<(), Failu
             stop,
             progress: Progress::new(),
             tuning: timeline::Tuning::default(),
+            checkpoint_every: None,
         };
         let mut audience = super::Audience::new(host, recording.extent().last);
         let tuning = timeline::Tuning::default();

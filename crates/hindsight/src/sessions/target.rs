@@ -1,0 +1,296 @@
+//! A recording as gdb sees it.
+
+use base::{GuestPhys, GuestTime, GuestVirt, PAGE_SIZE, Position};
+use cpu::Activity;
+use gdb::{
+    Bookmark, Checkpoint, Conditions, ConsoleLine, CpuId, Direction, Registers, Stop, Stopped, Target,
+    TargetError, WatchKind, Watchpoint,
+};
+use recording::Bookmarks;
+use timeline::{Hit, Pause, ReplayError, Travel, Until, WatchRange};
+
+/// History in gdb's terms. There is one processor.
+pub struct History(pub Travel);
+
+fn failed(error: impl ToString) -> TargetError {
+    TargetError::Failed(error.to_string())
+}
+
+fn replay(error: ReplayError) -> TargetError {
+    failed(error)
+}
+
+fn read_only() -> TargetError {
+    TargetError::ReadOnly("go live with `hindsight run --from` to try something else".into())
+}
+
+fn watch_range(watch: &Watchpoint) -> WatchRange {
+    WatchRange {
+        start: watch.start,
+        bytes: watch.bytes,
+        reads: watch.kind != WatchKind::Write,
+        writes: watch.kind != WatchKind::Read,
+    }
+}
+
+impl History {
+    fn lines(&mut self, to: Position) -> Result<Vec<ConsoleLine>, TargetError> {
+        let mut lines = Vec::new();
+        let mut line = Vec::new();
+        for text in self.0.console_to(to).map_err(replay)?.iter().filter(|text| text.at <= to) {
+            for byte in &text.bytes {
+                match byte {
+                    b'\n' => {
+                        let text_of = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+                        lines.push(ConsoleLine { at: text.at, text: text_of });
+                        line.clear();
+                    }
+                    byte => line.push(*byte),
+                }
+            }
+        }
+        Ok(lines)
+    }
+
+    /// Reads as much of memory as `physical` finds, page by page.
+    fn read_pages(
+        &self,
+        at: u64,
+        into: &mut [u8],
+        physical: impl Fn(u64) -> Option<GuestPhys>,
+    ) -> Result<usize, TargetError> {
+        let ram = self.0.session().machine().board().memory();
+        let mut done = 0;
+        while done < into.len() {
+            let here = at.wrapping_add(done as u64);
+            let n = (PAGE_SIZE - here as usize % PAGE_SIZE).min(into.len() - done);
+            let read = physical(here).is_some_and(|phys| ram.read(phys, &mut into[done..done + n]));
+            if !read {
+                break;
+            }
+            done += n;
+        }
+        if done == 0 && !into.is_empty() { Err(TargetError::Unmapped(at)) } else { Ok(done) }
+    }
+}
+
+impl Target for History {
+    fn cpus(&self) -> usize {
+        1
+    }
+
+    fn activity(&self, _: CpuId) -> String {
+        let state = self.0.session().machine().processor().state();
+        match state.activity {
+            Activity::Running => "running",
+            Activity::Halted => "halted",
+            Activity::Shutdown => "shut down",
+            Activity::WaitForSipi => "waiting for its start",
+        }
+        .to_owned()
+    }
+
+    fn registers(&mut self, cpu: CpuId) -> Result<Registers, TargetError> {
+        if cpu != 0 {
+            return Err(TargetError::NoCpu(cpu));
+        }
+        let processor = self.0.session().machine().processor();
+        Ok(registers_of(processor.state(), processor.linear_rip()))
+    }
+
+    fn write_registers(&mut self, _: CpuId, _: &Registers) -> Result<(), TargetError> {
+        Err(read_only())
+    }
+
+    fn read_virtual(&mut self, _: CpuId, at: GuestVirt, into: &mut [u8]) -> Result<usize, TargetError> {
+        self.read_pages(at.0, into, |virt| self.0.physical(GuestVirt(virt)))
+    }
+
+    fn read_physical(&mut self, at: GuestPhys, into: &mut [u8]) -> Result<usize, TargetError> {
+        self.read_pages(at.0, into, |phys| Some(GuestPhys(phys)))
+    }
+
+    fn write_virtual(&mut self, _: CpuId, _: GuestVirt, _: &[u8]) -> Result<(), TargetError> {
+        Err(read_only())
+    }
+
+    fn write_physical(&mut self, _: GuestPhys, _: &[u8]) -> Result<(), TargetError> {
+        Err(read_only())
+    }
+
+    fn position(&self) -> Position {
+        self.0.position()
+    }
+
+    fn start(&self) -> Position {
+        Position::START
+    }
+
+    fn end(&self) -> Position {
+        self.0.end()
+    }
+
+    fn time(&self) -> GuestTime {
+        self.0.session().moment().time
+    }
+
+    fn position_at(&mut self, time: GuestTime) -> Result<Position, TargetError> {
+        let here = self.0.position();
+        let found = position_at(&mut self.0, time);
+        self.0.seek(here).map_err(replay)?;
+        found.map_err(replay)
+    }
+
+    fn seek(&mut self, to: Position) -> Result<(), TargetError> {
+        self.0.seek(to).map_err(replay)
+    }
+
+    fn run(
+        &mut self,
+        conditions: &Conditions,
+        direction: Direction,
+        interrupt: &dyn Fn() -> bool,
+    ) -> Result<Stop, TargetError> {
+        let here = self.0.position();
+        let steps = conditions.step.map(|(_, count)| count.max(1));
+        let watched: Vec<Watchpoint> = conditions.watchpoints.iter().copied().collect();
+        let until = Until {
+            breakpoints: conditions.breakpoints.iter().map(|at| at.0).collect(),
+            watches: watched.iter().map(watch_range).collect(),
+            position: steps.map(|count| match direction {
+                Direction::Forward => here.after(count),
+                Direction::Back => Position::from_count(here.count().saturating_sub(count)),
+            }),
+        };
+        let pause = match direction {
+            Direction::Forward => self.0.run_until(&until, interrupt),
+            Direction::Back => self.0.run_back_until(&until, interrupt),
+        };
+        let why = match pause.map_err(replay)? {
+            Pause::Hit(Hit::Breakpoint(at)) => Stopped::Breakpoint(GuestVirt(at)),
+            Pause::Hit(Hit::Watch(number, address)) => {
+                Stopped::Watchpoint { kind: watched[number].kind, address }
+            }
+            Pause::Position => Stopped::Step,
+            // A step that ends where history does is a whole step.
+            Pause::Start if steps.is_some_and(|count| count == here.count()) && here.count() > 0 => {
+                Stopped::Step
+            }
+            Pause::Start => Stopped::Start,
+            Pause::End if until.position.is_some_and(|at| at == self.0.end()) && here < self.0.end() => {
+                Stopped::Step
+            }
+            Pause::End => Stopped::End,
+            Pause::Interrupted => Stopped::Interrupted,
+        };
+        Ok(Stop { cpu: 0, why })
+    }
+
+    fn checkpoints(&mut self) -> Vec<Checkpoint> {
+        let marked = self.0.checkpoints().into_iter();
+        marked.map(|marked| Checkpoint { at: marked.at, disk_bytes: marked.disk_bytes }).collect()
+    }
+
+    fn bookmarks(&mut self) -> Result<Vec<Bookmark>, TargetError> {
+        let bookmarks = Bookmarks::open(self.0.recording()).map_err(failed)?;
+        Ok(bookmarks.all().map(|(name, mark)| Bookmark { name: name.to_owned(), at: mark.at }).collect())
+    }
+
+    fn set_bookmark(&mut self, name: &str) -> Result<(), TargetError> {
+        let mut bookmarks = Bookmarks::open(self.0.recording()).map_err(failed)?;
+        let bookmark = recording::Bookmark { at: self.0.position(), note: String::new() };
+        bookmarks.set(name, bookmark).map_err(failed)
+    }
+
+    fn console(&mut self, count: usize) -> Result<Vec<ConsoleLine>, TargetError> {
+        let mut lines = self.lines(self.0.position())?;
+        Ok(lines.split_off(lines.len().saturating_sub(count)))
+    }
+
+    fn find_console(&mut self, text: &str) -> Result<Option<ConsoleLine>, TargetError> {
+        let lines = self.lines(self.0.end())?;
+        Ok(lines.into_iter().find(|line| line.text.contains(text)))
+    }
+
+    fn info(&mut self) -> Vec<(String, String)> {
+        let recording = self.0.recording();
+        let manifest = recording.manifest();
+        let pair = |name: &str, value: String| (name.to_owned(), value);
+        vec![
+            pair("recording", recording.path().display().to_string()),
+            pair("made by", manifest.recorded_by.clone()),
+            pair("command line", manifest.guest.command_line.clone()),
+            pair("memory", format!("{} MiB", manifest.guest.memory_bytes >> 20)),
+            pair("instructions", self.0.end().to_string()),
+        ]
+    }
+
+    fn writable(&self) -> bool {
+        false
+    }
+}
+
+/// The first position whose guest time is at least `time`, by halving.
+pub fn position_at(travel: &mut Travel, time: GuestTime) -> Result<Position, ReplayError> {
+    let (mut low, mut high) = (0, travel.end().count());
+    while low < high {
+        let middle = low + (high - low) / 2;
+        travel.seek(Position::from_count(middle))?;
+        if travel.session().moment().time < time { low = middle + 1 } else { high = middle }
+    }
+    Ok(Position::from_count(low))
+}
+
+fn registers_of(state: &cpu::CpuState, rip: u64) -> Registers {
+    let [es, cs, ss, ds, fs, gs] = [0, 1, 2, 3, 4, 5].map(|n| state.seg[n].selector);
+    let image = &state.fpu.x87;
+    let word = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
+    let mut st = [[0; 10]; 8];
+    for (n, register) in st.iter_mut().enumerate() {
+        register.copy_from_slice(&image[32 + 16 * n..][..10]);
+    }
+    let (status, abridged) = (word(2), image[4]);
+    Registers {
+        gpr: state.gpr,
+        rip,
+        rflags: state.rflags,
+        cs,
+        ss,
+        ds,
+        es,
+        fs,
+        gs,
+        fs_base: state.seg[4].base,
+        gs_base: state.seg[5].base,
+        kernel_gs_base: state.msr.kernel_gs_base,
+        cr0: state.cr0,
+        cr2: state.cr2,
+        cr3: state.cr3,
+        cr4: state.cr4,
+        cr8: 0,
+        efer: state.efer,
+        st,
+        fctrl: word(0),
+        fstat: status,
+        ftag: full_tag(&st, status, abridged),
+        ymm: state.fpu.ymm,
+        mxcsr: state.fpu.mxcsr,
+    }
+}
+
+/// The full tag word of an FXSAVE image (SDM vol. 1, 10.5.1.1): two bits for each physical register.
+fn full_tag(st: &[[u8; 10]; 8], status: u16, abridged: u8) -> u16 {
+    let top = usize::from(status >> 11 & 7);
+    (0..8).fold(0, |tags, physical| {
+        let value = &st[(physical + 8 - top) % 8];
+        let exponent = u16::from_le_bytes([value[8], value[9]]) & 0x7fff;
+        let integer = value[7] & 0x80 != 0;
+        let tag = match () {
+            () if abridged >> physical & 1 == 0 => 3,
+            () if exponent == 0 && value[..8].iter().all(|byte| *byte == 0) => 1,
+            () if exponent == 0 || exponent == 0x7fff || !integer => 2,
+            () => 0,
+        };
+        tags | tag << (2 * physical)
+    })
+}

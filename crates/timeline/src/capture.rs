@@ -1,0 +1,123 @@
+//! Machine states kept in memory, sharing the pages and blocks they have in common.
+//!
+//! A [`Capture`] is a whole state. Its RAM is a two-level table of shared pages: a copy costs a few
+//! hundred pointers, and two captures are compared by comparing pointers. [`Keeper`] knows which
+//! capture the machine was last equal to, so that taking another and going back to one cost what
+//! differs.
+
+use crate::Session;
+use base::{PAGE_SIZE, Position};
+use disk::Snapshot;
+use machine::{MachineState, RestoreError};
+use std::sync::Arc;
+
+const FAN: usize = 256;
+
+type Page = Arc<[u8; PAGE_SIZE]>;
+
+/// The contents of RAM; a page that is not there is zeros.
+#[derive(Clone)]
+pub(crate) struct RamImage {
+    chunks: Vec<Arc<[Option<Page>; FAN]>>,
+}
+
+impl RamImage {
+    pub(crate) fn zeros(pages: usize) -> Self {
+        let empty = Arc::new([const { None }; FAN]);
+        Self { chunks: vec![empty; pages.div_ceil(FAN)] }
+    }
+
+    pub(crate) fn set(&mut self, page: usize, bytes: Option<Page>) {
+        Arc::make_mut(&mut self.chunks[page / FAN])[page % FAN] = bytes;
+    }
+
+    fn get(&self, page: usize) -> Option<&Page> {
+        self.chunks[page / FAN][page % FAN].as_ref()
+    }
+
+    /// The pages that are not shared with `other`.
+    fn differences(&self, other: &RamImage, each: &mut impl FnMut(usize)) {
+        for (number, (a, b)) in self.chunks.iter().zip(&other.chunks).enumerate() {
+            if Arc::ptr_eq(a, b) {
+                continue;
+            }
+            for (i, (a, b)) in a.iter().zip(b.iter()).enumerate() {
+                let same = match (a, b) {
+                    (None, None) => true,
+                    (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                    _ => false,
+                };
+                if !same {
+                    each(number * FAN + i);
+                }
+            }
+        }
+    }
+}
+
+/// A whole state.
+pub(crate) struct Capture {
+    pub at: Position,
+    pub state: MachineState,
+    pub disks: Vec<Snapshot>,
+    pub ram: RamImage,
+}
+
+/// What the machine was last equal to.
+pub(crate) struct Keeper {
+    base: RamImage,
+}
+
+/// The contents of all disks.
+pub(crate) fn disks_of(session: &Session) -> Vec<Snapshot> {
+    let pci = session.machine().board().pci();
+    (0..pci.disks()).filter_map(|n| pci.disk(n)).map(disk::Overlay::snapshot).collect()
+}
+
+impl Keeper {
+    /// For a machine at power-on.
+    pub fn new(session: &Session) -> Self {
+        Self { base: RamImage::zeros(session.machine().board().memory().pages()) }
+    }
+
+    /// The machine's state as it is now.
+    pub fn capture(&mut self, session: &mut Session) -> Capture {
+        let machine = session.machine_mut();
+        for page in machine.take_changed_pages() {
+            let bytes = machine.board().memory().page_bytes(page as usize);
+            let zero = bytes.iter().all(|byte| *byte == 0);
+            self.base.set(page as usize, (!zero).then(|| Arc::new(*bytes)));
+        }
+        Capture {
+            at: machine.position(),
+            state: machine.save(),
+            disks: disks_of(session),
+            ram: self.base.clone(),
+        }
+    }
+
+    /// Goes to a captured state, writing only pages that differ. The gate is the caller's.
+    pub fn restore(&mut self, session: &mut Session, capture: &Capture) -> Result<(), RestoreError> {
+        let machine = session.machine_mut();
+        let mut pages: Vec<usize> =
+            machine.take_changed_pages().into_iter().map(|page| page as usize).collect();
+        self.base.differences(&capture.ram, &mut |page| pages.push(page));
+        pages.sort_unstable();
+        pages.dedup();
+        let ram = machine.board_mut().memory_mut();
+        for page in pages {
+            let zeros = &[0; PAGE_SIZE];
+            ram.write_page(page, 0, capture.ram.get(page).map_or(&zeros[..], |bytes| &bytes[..]));
+        }
+        machine.take_changed_pages();
+        self.base = capture.ram.clone();
+        for (n, snapshot) in capture.disks.iter().enumerate() {
+            if let Some(disk) = machine.board_mut().pci_mut().disk_mut(n) {
+                disk.restore(snapshot);
+            }
+        }
+        machine.restore(&capture.state)?;
+        session.take_output();
+        Ok(())
+    }
+}
