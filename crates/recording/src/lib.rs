@@ -2,7 +2,7 @@
 //!
 //! A recording is what a run leaves on disk; `docs/recording-format.md` describes every byte.
 //! [`Writer`] makes one while the guest runs, [`Recording`] reads one, [`Checkpoints`] keeps full
-//! machine states that share their unchanged pages, [`pack`] makes one file of everything, and
+//! machine states that share their unchanged pages, [`pack()`] makes one file of everything, and
 //! [`Library`] knows the recordings by name.
 //!
 //! **What it may know:** files, positions, hashes and bytes. **What it must never do:** interpret

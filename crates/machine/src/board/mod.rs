@@ -1,7 +1,7 @@
 //! The board: memory, interrupt controllers, devices, and the wires between them.
 //!
 //! It is what a processor sees through [`cpu::Bus`]. A device asks for things by pushing
-//! [`Request`]s while it runs; the board applies them when it returns, in order, before anything
+//! [`devices::Request`]s while it runs; the board applies them when it returns, in order, before anything
 //! else happens. Timers are deadlines that devices compute from their state: the earliest, turned
 //! into a position, is the horizon at which the processor must come back for [`Board::tick`].
 

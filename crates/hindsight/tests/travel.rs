@@ -1,20 +1,62 @@
 //! Moving in the past of a recording: wherever one comes from, a position is one state.
 //!
-//! The recording is made by `hindsight record`, and named by `HINDSIGHT_TEST_RECORDING`; without
-//! one the tests say so and pass.
+//! Each run records a small Debian guest once. Without it (no apt, no network) the tests are skipped
+//! with a message, but never in CI. `HINDSIGHT_TEST_CACHE` names a cache folder to reuse, and
+//! `HINDSIGHT_TEST_RECORDING` a recording to travel in instead.
 
 use base::Position;
 use recording::{HashCache, Recording, StateHash};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use timeline::{Hit, Pause, Travel, Tuning, Until, WatchRange};
 
-fn open() -> Option<Travel> {
-    let Some(path) = std::env::var_os("HINDSIGHT_TEST_RECORDING") else {
-        eprintln!("no HINDSIGHT_TEST_RECORDING: nothing is tested");
+fn in_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| value == "true")
+}
+
+/// The recording to travel in, made on first use; `None` when there is no guest to make one of.
+fn recorded() -> Option<&'static Path> {
+    static RECORDED: OnceLock<Option<PathBuf>> = OnceLock::new();
+    RECORDED.get_or_init(record).as_deref()
+}
+
+fn cache() -> PathBuf {
+    std::env::var_os("HINDSIGHT_TEST_CACHE")
+        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"), PathBuf::from)
+}
+
+fn record() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("HINDSIGHT_TEST_RECORDING") {
+        return Some(path.into());
+    }
+    let small = guest::Cache::at(cache().join("hindsight"));
+    if let Err(error) = guest::SmallGuest::obtain(&small, guest::Flavour::Cloud, &mut |_| {}) {
+        assert!(!in_ci(), "no guest to test with: {error}");
+        eprintln!("skipped, there is no guest to test with: {error}");
         return None;
-    };
-    let recording = Recording::open(path.as_ref()).unwrap();
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("travel-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    let job = "for i in 1 2 3 4 5 6 7 8 9; do echo $i | sha256sum; done; ls -l /bin | wc -l";
+    let status = Command::new(env!("CARGO_BIN_EXE_hindsight"))
+        .args(["record", "--memory", "256M", "--checkpoint-every", "200000000", "-o"])
+        .arg(&folder)
+        .args(["--", job])
+        .env("XDG_CACHE_HOME", cache())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "recording failed: {status}");
+    Some(folder)
+}
+
+fn open() -> Option<Travel> {
+    let recording = Recording::open(recorded()?).unwrap();
     Some(Travel::open(recording, &Tuning::default(), &mut HashCache::for_user()).unwrap())
 }
 
@@ -113,4 +155,33 @@ fn running_back_finds_what_running_forward_met_last() {
         let Pause::Hit(hit) = pause else { panic!("{pause:?} instead of {expected:?}") };
         assert_eq!((travel.position(), hit), expected);
     }
+}
+
+#[test]
+fn gdb_walks_back_to_the_last_call_of_a_function_and_forward_again() {
+    let Some(recording) = recorded() else { return };
+    if Command::new("gdb").arg("--version").stdout(Stdio::null()).status().is_err() {
+        assert!(!in_ci(), "gdb is missing");
+        eprintln!("skipped, gdb is missing");
+        return;
+    }
+    let commands = "set pagination off\nset confirm off\nbreak do_sys_openat2\nreverse-continue\nbt 3\n\
+        reverse-stepi\nreverse-stepi\nstepi\nstepi\ninfo symbol $pc\nmonitor when\nkill\nquit\n";
+    let mut child = Command::new(env!("CARGO_BIN_EXE_hindsight"))
+        .arg("debug")
+        .arg(recording)
+        .args(["--at", "90%"])
+        .env("XDG_CACHE_HOME", cache())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let told = format!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("Breakpoint 1, "), "no stop at the breakpoint:\n{told}");
+    let symbol = text.lines().filter(|line| line.contains("do_sys_openat2 in section")).count();
+    assert_eq!(symbol, 1, "two steps back and two forward lead to the same place:\n{told}");
 }
