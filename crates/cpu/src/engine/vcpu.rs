@@ -60,7 +60,7 @@ pub enum Exit {
     Halted,
     /// Triple fault.
     Shutdown,
-    /// A debugger's breakpoint or watchpoint; see [`Vcpu::debugging`].
+    /// A debugger's breakpoint or watchpoint; see `Vcpu::set_breakpoints` and `Vcpu::set_watches`.
     Debugger,
 }
 
