@@ -16,7 +16,6 @@ mod machine;
 mod memory_hash;
 pub mod pci;
 mod processor;
-pub mod processor_state;
 #[cfg(test)]
 mod testing;
 

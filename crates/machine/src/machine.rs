@@ -12,9 +12,8 @@ use crate::gate::{Admitted, Gate, GateError, Input, Moment};
 use crate::memory_hash::MemoryHash;
 use crate::pci::PciBus;
 use crate::processor::{Exit, Processor};
-use crate::processor_state::{self, ProcessorStateError};
 use base::{GuestTime, Position};
-use cpu::{Activity, Bus, CpuState};
+use cpu::{Activity, Bus, CpuState, SavedCpu};
 use devices::{Outside, ProcessorSignal, StateError};
 use disk::DiskError;
 use serde::{Deserialize, Serialize};
@@ -65,7 +64,7 @@ pub enum Stop {
 /// The state of a machine but for its RAM, which checkpoints keep by page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineState {
-    /// The processor's registers, as [`processor_state::encode`] gives them.
+    /// The processor's registers, a [`cpu::SavedCpu`] encoded by postcard.
     pub processor: Vec<u8>,
     /// Devices and clock.
     pub board: BoardState,
@@ -81,7 +80,10 @@ pub enum RestoreError {
     Devices(#[from] StateError),
     /// Registers.
     #[error(transparent)]
-    Processor(#[from] ProcessorStateError),
+    Processor(#[from] cpu::RestoreError),
+    /// Registers that do not decode.
+    #[error("the processor's state does not decode: {0}")]
+    Encoding(String),
 }
 
 /// A hash of the machine's whole state in three parts.
@@ -363,7 +365,7 @@ impl<P: Processor> Machine<P> {
     /// The state of devices, processor and clock.
     pub fn save(&self) -> MachineState {
         MachineState {
-            processor: processor_state::encode(self.processor.state()),
+            processor: postcard::to_stdvec(&self.processor.state().save()).expect("plain data"),
             board: self.board.save(),
             nmi_held: self.nmi_held,
         }
@@ -372,7 +374,10 @@ impl<P: Processor> Machine<P> {
     /// Takes on a saved state; RAM is the caller's to restore. After an error the machine must not
     /// run before a restore has succeeded.
     pub fn restore(&mut self, state: &MachineState) -> Result<(), RestoreError> {
-        processor_state::decode(self.processor.state_mut(), &state.processor)?;
+        let saved: SavedCpu =
+            postcard::from_bytes(&state.processor).map_err(|why| RestoreError::Encoding(why.to_string()))?;
+        let restored = saved.restore(self.processor.model())?;
+        *self.processor.state_mut() = restored;
         self.processor.state_replaced();
         self.board.restore(&state.board)?;
         self.nmi_held = state.nmi_held;

@@ -23,6 +23,8 @@ pub trait Processor {
     fn state(&self) -> &CpuState;
     /// The architectural state, to change while it does not run.
     fn state_mut(&mut self) -> &mut CpuState;
+    /// What the processor is, against which restored states are checked.
+    fn model(&self) -> &x86::CpuModel;
     /// Where it is.
     fn position(&self) -> Position {
         Position::from_count(self.state().retired)
@@ -42,6 +44,9 @@ impl Processor for cpu::Vcpu {
     }
     fn state_mut(&mut self) -> &mut CpuState {
         self.state_mut()
+    }
+    fn model(&self) -> &x86::CpuModel {
+        self.model()
     }
     fn run(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
         match self.run(bus, limit) {

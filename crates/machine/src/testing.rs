@@ -2,38 +2,13 @@
 
 use crate::processor::{Exit, Processor};
 use base::Position;
-use cpu::{Activity, Bus, CpuState, Fpu, SystemMsrs};
+use cpu::{Activity, Bus, CpuState};
 use devices::{Outside, ProcessorSignal};
 use std::sync::{Arc, Mutex};
-use x86::{DescriptorTable, Segment};
 
-/// All registers zero.
+/// As after power-on, but at address zero.
 pub(crate) fn blank_state() -> CpuState {
-    CpuState {
-        gpr: [0; 16],
-        rip: 0,
-        rflags: x86::flags::FIXED,
-        seg: [Segment::default(); 6],
-        ldtr: Segment::default(),
-        tr: Segment::default(),
-        gdtr: DescriptorTable::default(),
-        idtr: DescriptorTable::default(),
-        cr0: 0,
-        cr2: 0,
-        cr3: 0,
-        cr4: 0,
-        efer: 0,
-        xcr0: 1,
-        dr: [0; 8],
-        cpl: 0,
-        activity: Activity::Running,
-        nmi_blocked: false,
-        retired: 0,
-        shadow_at: u64::MAX,
-        msr: SystemMsrs::default(),
-        fpu: Fpu { ymm: [[0; 32]; 16], x87: [0; 512], mxcsr: 0x1f80 },
-        apic_id: 0,
-    }
+    CpuState { rip: 0, ..CpuState::power_on() }
 }
 
 /// What the fake does at an instruction: by RIP, which counts up.
@@ -61,6 +36,11 @@ impl Processor for Fake {
     }
     fn state_mut(&mut self) -> &mut CpuState {
         &mut self.state
+    }
+    fn model(&self) -> &x86::CpuModel {
+        static MODEL: std::sync::LazyLock<x86::CpuModel> =
+            std::sync::LazyLock::new(|| x86::CpuModel::plain(x86::Level::V3));
+        &MODEL
     }
     fn run(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
         loop {

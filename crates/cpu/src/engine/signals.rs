@@ -7,7 +7,10 @@
 //! faulting instruction. Everything else is passed to whoever handled the signal before.
 //!
 //! While translated code runs, RSP is the guest's, so the handler runs on an alternate stack;
-//! SS_AUTODISARM keeps the kernel from taking a guest RSP inside that stack for nesting.
+//! SS_AUTODISARM keeps the kernel from taking a guest RSP inside that stack for nesting. Handlers of
+//! others need not ask for that stack: theirs would be run on whatever RSP the guest has. So every
+//! other signal is held back on this thread while a guest may run; it waits for the next return to
+//! the machine, or goes to another thread.
 
 use super::blocks::HOST_FAULT;
 use super::hot::Hot;
@@ -39,15 +42,36 @@ pub fn guard(running: Running) -> Guard {
     static INSTALL: Once = Once::new();
     INSTALL.call_once(install);
     arm_stack();
-    Guard(RUNNING.replace(Some(running)))
+    let mask = hold_back_others();
+    Guard { before: RUNNING.replace(Some(running)), mask }
+}
+
+/// Blocks every signal but ours on this thread; returns what was blocked before.
+fn hold_back_others() -> libc::sigset_t {
+    // SAFETY: plain sets of this thread's own.
+    unsafe {
+        let mut wanted: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut wanted);
+        for signal in SIGNALS {
+            libc::sigdelset(&mut wanted, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &wanted, &mut before);
+        before
+    }
 }
 
 /// See [`guard`].
-pub struct Guard(Option<Running>);
+pub struct Guard {
+    before: Option<Running>,
+    mask: libc::sigset_t,
+}
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        RUNNING.set(self.0);
+        RUNNING.set(self.before);
+        // SAFETY: the mask this thread had.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.mask, std::ptr::null_mut()) };
     }
 }
 

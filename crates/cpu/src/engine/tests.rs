@@ -327,3 +327,46 @@ fn operands_in_two_pages_that_want_the_same_tlb_entry_do_not_miss_by_turns_for_e
     assert_eq!(guest.reg(gpr::RBX), 0x1234_5678_9abc);
     assert_eq!(guest.cpu.state().retired, 5);
 }
+
+/// Counts the signals of the test below.
+static SIGNALLED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+
+extern "C" fn count_signal(_: libc::c_int) {
+    SIGNALLED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+}
+
+#[test]
+fn a_signal_handler_without_a_stack_of_its_own_never_runs_on_the_guests() {
+    // SAFETY: a handler that only counts, for a signal nobody else uses.
+    unsafe { libc::signal(libc::SIGUSR2, count_signal as *const () as libc::sighandler_t) };
+    // SAFETY: the calling thread's own identity.
+    let vcpu_thread = unsafe { libc::pthread_self() };
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let sender = std::thread::spawn({
+        let done = done.clone();
+        move || {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                // SAFETY: the thread lives until `done` is set and this one is joined.
+                unsafe { libc::pthread_kill(vcpu_thread, libc::SIGUSR2) };
+                std::thread::sleep(std::time::Duration::from_micros(200));
+            }
+        }
+    });
+    let mut g = Guest::program(|a| {
+        a.mov(rsp, 0x8000_0000_0000_1234u64).unwrap();
+        a.mov(ecx, 60_000_000).unwrap();
+        let mut top = a.create_label();
+        a.set_label(&mut top).unwrap();
+        a.dec(rcx).unwrap();
+        a.jnz(top).unwrap();
+        a.hlt().unwrap();
+    });
+    for part in 1..=12 {
+        assert_eq!(g.run_to(10_000_000 * part), Exit::Limit, "a signal looked like a fault");
+    }
+    assert_eq!(g.run_to(u64::MAX), Exit::Halted);
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    sender.join().unwrap();
+    assert_eq!(g.reg(gpr::RSP), 0x8000_0000_0000_1234);
+    assert!(SIGNALLED.load(std::sync::atomic::Ordering::Relaxed) > 0, "no signal came");
+}
