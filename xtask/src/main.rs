@@ -4,6 +4,7 @@
 //! that users or the other crates need.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod ci;
 mod tidy;
 mod workspace;
@@ -31,6 +32,8 @@ enum Chore {
     },
     /// Format, clippy and documentation, without tests
     Lint,
+    /// Measure Hindsight beside native execution and QEMU
+    Bench(bench::Options),
     /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
     Tidy,
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Chore::Ci => ci::all(),
         Chore::Test { arguments } => ci::test(&arguments),
         Chore::Lint => ci::lint(),
+        Chore::Bench(options) => bench::bench(&options),
         Chore::Tidy => tidy::tidy(),
     };
     match result {
