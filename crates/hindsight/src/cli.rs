@@ -97,6 +97,10 @@ pub struct Replay {
     /// If the replay diverges, find the first instruction that differs
     #[arg(long)]
     pub bisect: bool,
+    /// Tell where the host's time goes, on standard error or in FILE, and write a map of the
+    /// translated code for perf
+    #[arg(long, value_name = "FILE", require_equals = true)]
+    pub profile_engine: Option<Option<PathBuf>>,
     #[command(flatten)]
     pub host: HostOptions,
 }

@@ -86,6 +86,17 @@ pub struct HostSide {
     pub tuning: Tuning,
     /// Instructions between checkpoints of a recording; `None` takes none.
     pub checkpoint_every: Option<u64>,
+    /// Where a profile of ourselves goes, if one is wanted.
+    pub profile: Option<ProfileTo>,
+}
+
+/// Where a profile goes.
+#[derive(Debug)]
+pub enum ProfileTo {
+    /// Standard error.
+    Stderr,
+    /// An open file, and its path for messages.
+    File(std::fs::File, PathBuf),
 }
 
 /// What a run, recording or replay came to.

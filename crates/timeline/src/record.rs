@@ -3,6 +3,7 @@
 use crate::Session;
 use crate::checkpointing::Checkpointer;
 use base::Position;
+use cpu::profile::{self, Work};
 use disk::DiskError;
 use machine::{Event, Gate, Input, Journal};
 use recording::{End, Error, Manifest, Stopped, Writer};
@@ -37,6 +38,7 @@ struct Notes(Arc<Writer>);
 
 impl Journal for Notes {
     fn note(&mut self, event: &Event) {
+        let _work = profile::work(Work::Log);
         self.0.input(event.at.position, event.input.kind(), &event.payload());
     }
 }
@@ -93,6 +95,7 @@ impl Recorder {
             self.next_hash = at.after(self.hash_every);
         }
         if let Some(checkpointer) = &mut self.checkpointer {
+            let _work = profile::work(Work::Checkpoint);
             checkpointer.look(session)?;
         }
         Ok(())

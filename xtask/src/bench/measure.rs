@@ -31,7 +31,7 @@ pub struct Timed {
     pub cpu: f64,
     /// The job's exit status.
     pub status: i32,
-    /// `cksum` of what it wrote.
+    /// `md5sum` of what it wrote.
     pub sum: String,
     /// What it complained about.
     pub error: String,

@@ -133,8 +133,8 @@ pub const ROWS: &[Row] = &[
     row("openssl-sha256", Cpu, Root, [8, 2], "for i in $(seq @N); do openssl dgst -sha256 $W/big; done")
         .after("for i in $(seq 10); do cat $W/text; done >$W/big")
         .then("rm $W/big"),
-    row("openssl-aes-gcm", Cpu, Root, [800, 200], "$B/crypto @N"),
-    row("python", Cpu, Root, [40, 10], "python3 -E -S $B/program.py @N").after("python3 -E -S $B/program.py 1"),
+    row("openssl-aes-gcm", Cpu, Root, [2000, 500], "$B/crypto @N"),
+    row("python", Cpu, Root, [120, 30], "python3 -E -S $B/program.py @N").after("python3 -E -S $B/program.py 1"),
     row("sqlite", Cpu, Root, [80, 20], "sqlite3 :memory: <$W/sql").after("$B/generate @N sql >$W/sql"),
     row("getppid", Kernel, Small, [2000, 500], "$B/getppid @N"),
     row("fork-wait", Kernel, Small, [4000, 1000], "$B/fork-wait @N"),
@@ -143,8 +143,8 @@ pub const ROWS: &[Row] = &[
     row("page-faults", Kernel, Small, [800, 200], "$B/page-faults @N"),
     row("small-files", Kernel, Root, [10000, 2500], "$B/small-files @N /root/files")
         .after("mkdir -p /root/files && $B/small-files 16 /root/files"),
-    row("gcc", Kernel, Root, [5000, 2500], "gcc -O1 -c $W/program.c -o $W/program.o && cat $W/program.o")
-        .after("$B/generate 50 c >$W/program.c && gcc -O1 -c $W/program.c -o $W/program.o; $B/generate @N c >$W/program.c"),
+    row("gcc", Kernel, Root, [5000, 5000], "gcc -O0 -c $W/program.c -o $W/program.o && cat $W/program.o")
+        .after("$B/generate 50 c >$W/program.c && gcc -O0 -c $W/program.c -o $W/program.o; $B/generate @N c >$W/program.c"),
     row("redis", Kernel, Root, [20000, 5000], "redis-benchmark -p 6399 -n @N -c 8 -t set,get -q >/dev/null")
         .after(REDIS)
         .then("redis-cli -p 6399 shutdown nosave"),
@@ -152,7 +152,7 @@ pub const ROWS: &[Row] = &[
     row("disk-seq-read", Device, Disk, [1024, 256], "$B/disk @N /dev/vda seq-read"),
     row("disk-rand-write", Device, Disk, [8, 2], "$B/disk @N /dev/vda rand-write"),
     row("disk-rand-read", Device, Disk, [16, 4], "$B/disk @N /dev/vda rand-read"),
-    row("iperf3", Device, Network, [128, 32], "wait $server").after("iperf3 -s -1 >$W/iperf3 2>&1 & server=$!; sleep 1"),
+    row("iperf3", Device, Network, [64, 16], "wait $server").after("iperf3 -s -1 >$W/iperf3 2>&1 & server=$!; sleep 1"),
     row("boot", Boot, Small, [0, 0], ""),
     row("systemd", Boot, Systemd, [0, 0], ""),
 ];

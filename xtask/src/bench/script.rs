@@ -4,7 +4,7 @@
 //! @hs up                   user space is there
 //! @hs begin ROW            the clock starts when this line arrives at the host
 //! @hs end ROW STATUS       and stops when this one does
-//! @hs sum ROW CRC LENGTH   what the job wrote, as cksum sees it
+//! @hs sum ROW SUM          what the job wrote, as md5sum sees it
 //! @hs error ROW TEXT       what a failed job complained about
 //! ```
 
@@ -30,7 +30,7 @@ pub fn rows(rows: &[Row], quick: bool) -> String {
              status=$?\n\
              echo \"@hs end {name} $status\"\n\
              [ $status = 0 ] || sed 's/^/@hs error {name} /' $W/err\n\
-             echo \"@hs sum {name} $(cksum <$W/out)\"\n\
+             echo \"@hs sum {name} $(md5sum <$W/out)\"\n\
              rm -f $W/out $W/err\n"
         );
         if !row.teardown.is_empty() {
@@ -92,14 +92,14 @@ mod tests {
         std::fs::remove_dir_all(&folder).unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let marks: Vec<_> = text.lines().filter_map(Mark::of_line).collect();
-        let crc = |text: &str| {
-            let line = format!("printf '{text}' | cksum");
+        let md5 = |text: &str| {
+            let line = format!("printf '{text}' | md5sum");
             let output = Command::new("sh").arg("-c").arg(line).output().unwrap();
             String::from_utf8(output.stdout).unwrap().trim().to_owned()
         };
         let begin = |row: &str| Mark::Begin(row.to_owned());
         let end = |row: &str, status| Mark::End(row.to_owned(), status);
-        let sum = |row: &str, text: &str| Mark::Sum(row.to_owned(), crc(text));
+        let sum = |row: &str, text: &str| Mark::Sum(row.to_owned(), md5(text));
         let expected = [
             begin("fib"),
             end("fib", 0),

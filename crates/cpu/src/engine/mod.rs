@@ -8,6 +8,7 @@
 //! | `asm`, `emit`, `plain`, `privileged`, `translate`, `classify` | the translator |
 //! | `blocks`, `tlb` | what is cached, and when it is dropped |
 //! | `run`, `interpret`, `flow`, `bounce` | the loop, and executing one instruction from Rust |
+//! | `profile` | where the host's time goes |
 //! | `vcpu` | the type everyone else sees |
 
 mod arena;
@@ -22,6 +23,7 @@ mod hot;
 mod interpret;
 mod plain;
 mod privileged;
+pub mod profile;
 mod regs;
 mod run;
 mod signals;

@@ -5,9 +5,10 @@ use crate::cli::{Record, Replay, Run};
 use crate::failure::Failure;
 use crate::inputs;
 use crate::library::{self, Library};
-use crate::session::{GuestPlan, Machine, machine};
+use crate::session::{GuestPlan, Machine, ProfileTo, machine};
 use crate::summary::NoFigures;
 use crate::values::{ConsoleTo, Pos};
+use std::path::Path;
 
 /// Checks the options of a run, before anything is touched.
 fn prepare(options: &Run) -> Result<(GuestPlan, ConsoleTo, Seat), Failure> {
@@ -51,10 +52,18 @@ pub fn record(options: &Record) -> Result<u8, Failure> {
 pub fn replay(options: &Replay) -> Result<u8, Failure> {
     let console = console_of(&options.host)?;
     let recording = Library::of_user()?.find(options.recording.as_deref())?;
-    let (live, host) = Live::begin(&console, Seat::Nobody, options.host.timeout, options.host.tuning()?)?;
+    let profile = options.profile_engine.as_ref().map(|file| profile_to(file.as_deref())).transpose()?;
+    let (live, mut host) = Live::begin(&console, Seat::Nobody, options.host.timeout, options.host.tuning()?)?;
+    host.profile = profile;
     let to = options.to.unwrap_or(Pos::End);
     let (outcome, figures) = machine().replay(&recording, to, options.bisect, host)?;
     live.end(&outcome, false, options.host.json, figures)
+}
+
+fn profile_to(file: Option<&Path>) -> Result<ProfileTo, Failure> {
+    let Some(path) = file else { return Ok(ProfileTo::Stderr) };
+    let cannot = |error| Failure::usage(format!("--profile-engine {}: {error}", path.display()));
+    Ok(ProfileTo::File(std::fs::File::create(path).map_err(cannot)?, path.to_owned()))
 }
 
 /// The first part of a new recording's name: the program that ran, or `guest`.

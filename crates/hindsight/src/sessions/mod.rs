@@ -2,6 +2,7 @@
 
 mod debug;
 mod host;
+mod profile;
 mod recordings;
 mod target;
 mod wire;
@@ -85,7 +86,7 @@ impl Machine for Sessions {
         recording: &Path,
         to: Pos,
         bisect: bool,
-        host: HostSide,
+        mut host: HostSide,
     ) -> Result<(Outcome, ReplayFigures), Failure> {
         if bisect {
             return Err(Failure::usage("--bisect is not there yet"));
@@ -94,9 +95,13 @@ impl Machine for Sessions {
         let recording = Recording::open(recording).map_err(recording_failure)?;
         let mut replay =
             Replay::open(&recording, &tuning, &mut HashCache::for_user()).map_err(replay_failure)?;
+        let profiling = host.profile.take().map(profile::Profiling::begin).transpose()?;
         let mut audience = Audience::new(host, replay.end().position);
         let result = replay.run(target(to), &mut audience);
         audience.clear();
+        if let Some(profiling) = profiling {
+            profiling.end(replay.session())?;
+        }
         let (exit, note) = match result {
             Ok(ReplayStop::Stopped) => (stopped_exit(audience.stop().reason()), None),
             Ok(ReplayStop::Target) => (Exit::EndOfRecording, None),
