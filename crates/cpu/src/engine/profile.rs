@@ -136,7 +136,7 @@ pub(super) fn interpreted(mnemonic: Mnemonic, access: bool) {
     if !notes.is_null() {
         // SAFETY: the profiler's notes, alive while the cell points to them; the handler, which may
         // run meanwhile on this thread, does not look at this table.
-        let table = unsafe { &mut *(&raw mut (*notes).interpreted) };
+        let table = unsafe { &mut (*notes).interpreted };
         *table.entry((mnemonic, access)).or_default() += 1;
     }
 }
@@ -184,18 +184,21 @@ extern "C" fn handler(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut lib
     if notes.is_null() {
         return;
     }
-    // SAFETY: see `look_up`; everything else on this thread only reads the pointer.
-    let notes = unsafe { &mut *notes };
     // SAFETY: the kernel's ucontext.
     let rip =
         unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] } as u64;
-    if !signals::runs_code_at(rip) {
-        notes.work[WORK.get() as usize] += 1;
-    } else if notes.count < WAITING_MAX {
-        notes.waiting[notes.count] = rip as u32;
-        notes.count += 1;
-    } else {
-        notes.lost += 1;
+    // SAFETY: the thread's own notes, whose numbers nobody else touches without holding this back;
+    // no reference to the whole is made, since the thread may be changing a table in it.
+    unsafe {
+        if !signals::runs_code_at(rip) {
+            (*notes).work[WORK.get() as usize] += 1;
+        } else if (*notes).count < WAITING_MAX {
+            let count = (*notes).count;
+            (*notes).waiting[count] = rip as u32;
+            (*notes).count = count + 1;
+        } else {
+            (*notes).lost += 1;
+        }
     }
 }
 
