@@ -72,11 +72,16 @@ impl Workloads {
         let small = small.map_err(|error| error.to_string())?;
         let needs = |group: &dyn Fn(Group) -> bool| rows.iter().any(|row| group(row.group));
         let root = needs(&Group::needs_root).then(|| root(&work)).transpose()?;
+        // A copy, so that a build in the meantime does not change what is measured.
+        let hindsight = work.join("hindsight");
+        fs::create_dir_all(&work).map_err(at(&work))?;
+        let _ = fs::remove_file(&hindsight);
+        fs::copy(target.join("release/hindsight"), &hindsight).map_err(at(&hindsight))?;
         let programs = programs(&work, root.as_ref())?;
         let scratch = needs(&|group| group == Group::Disk).then(|| scratch(&work)).transpose()?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
-            hindsight: target.join("release/hindsight"),
+            hindsight,
             kernel: small.kernel,
             initrd: small.initrd,
             programs,
