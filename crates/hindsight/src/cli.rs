@@ -101,6 +101,9 @@ pub struct Replay {
     /// translated code for perf
     #[arg(long, value_name = "FILE", require_equals = true)]
     pub profile_engine: Option<Option<PathBuf>>,
+    /// Begin the profile there, rather than at power-on
+    #[arg(long, value_name = "POS", requires = "profile_engine")]
+    pub profile_from: Option<Pos>,
     #[command(flatten)]
     pub host: HostOptions,
 }

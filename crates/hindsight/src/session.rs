@@ -86,8 +86,8 @@ pub struct HostSide {
     pub tuning: Tuning,
     /// Instructions between checkpoints of a recording; `None` takes none.
     pub checkpoint_every: Option<u64>,
-    /// Where a profile of ourselves goes, if one is wanted.
-    pub profile: Option<ProfileTo>,
+    /// Where a profile of ourselves goes and where in the replay it begins, if one is wanted.
+    pub profile: Option<(ProfileTo, Option<Pos>)>,
 }
 
 /// Where a profile goes.

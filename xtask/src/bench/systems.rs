@@ -76,7 +76,7 @@ impl fmt::Display for System {
 /// Guest RAM in bytes.
 pub const MEMORY_BYTES: u64 = 512 << 20;
 /// A boot that takes this long hangs: usually, and with `--quick`.
-const TIMEOUT: [Duration; 2] = [Duration::from_secs(1200), Duration::from_secs(240)];
+const TIMEOUT: [Duration; 2] = [Duration::from_secs(3600), Duration::from_secs(1200)];
 /// The program.
 pub const QEMU: &str = "qemu-system-x86_64";
 

@@ -54,7 +54,7 @@ pub fn replay(options: &Replay) -> Result<u8, Failure> {
     let recording = Library::of_user()?.find(options.recording.as_deref())?;
     let profile = options.profile_engine.as_ref().map(|file| profile_to(file.as_deref())).transpose()?;
     let (live, mut host) = Live::begin(&console, Seat::Nobody, options.host.timeout, options.host.tuning()?)?;
-    host.profile = profile;
+    host.profile = profile.map(|to| (to, options.profile_from));
     let to = options.to.unwrap_or(Pos::End);
     let (outcome, figures) = machine().replay(&recording, to, options.bisect, host)?;
     live.end(&outcome, false, options.host.json, figures)

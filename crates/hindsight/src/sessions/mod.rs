@@ -95,13 +95,15 @@ impl Machine for Sessions {
         let recording = Recording::open(recording).map_err(recording_failure)?;
         let mut replay =
             Replay::open(&recording, &tuning, &mut HashCache::for_user()).map_err(replay_failure)?;
-        let profiling = host.profile.take().map(profile::Profiling::begin).transpose()?;
+        let profile = host.profile.take();
         let mut audience = Audience::new(host, replay.end().position);
-        let result = replay.run(target(to), &mut audience);
+        let result = match profile {
+            None => replay.run(target(to), &mut audience),
+            Some((report, from)) => {
+                profile::run(&mut replay, from.map(target), target(to), &mut audience, report)?
+            }
+        };
         audience.clear();
-        if let Some(profiling) = profiling {
-            profiling.end(replay.session())?;
-        }
         let (exit, note) = match result {
             Ok(ReplayStop::Stopped) => (stopped_exit(audience.stop().reason()), None),
             Ok(ReplayStop::Target) => (Exit::EndOfRecording, None),

@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 use symbols::{Extents, Symbols};
-use timeline::Session;
+use timeline::{Replay, ReplayError, ReplayStop, Session, Target, Watcher};
 
 /// A prime number of microseconds, so that nothing periodic keeps step with it.
 const PERIOD: Duration = Duration::from_micros(997);
@@ -20,28 +20,53 @@ const INSTRUCTIONS_MAX: usize = 20;
 /// Guest functions that a report lists.
 const FUNCTIONS_MAX: usize = 40;
 
+/// Replays up to `to`, and reports on the part from `from` on.
+///
+/// The result of the replay stands inside of that of the profile.
+pub fn run(
+    replay: &mut Replay,
+    from: Option<Target>,
+    to: Target,
+    watcher: &mut dyn Watcher,
+    report: ProfileTo,
+) -> Result<Result<ReplayStop, ReplayError>, Failure> {
+    if let Some(from) = from {
+        match replay.run(from, watcher) {
+            Ok(ReplayStop::Target) => {}
+            // Its end, or whatever went wrong, came before.
+            other => return Ok(other),
+        }
+    }
+    let profiling = Profiling::begin(replay.session(), report)?;
+    let result = replay.run(to, watcher);
+    profiling.end(replay.session())?;
+    Ok(result)
+}
+
 /// A profile being taken of this thread.
-pub struct Profiling {
+struct Profiling {
     profiler: Profiler,
     to: ProfileTo,
+    /// What was counted before, and where.
+    before: (Statistics, u64),
 }
 
 impl Profiling {
-    /// Begins.
-    pub fn begin(to: ProfileTo) -> Result<Self, Failure> {
+    fn begin(session: &Session, to: ProfileTo) -> Result<Self, Failure> {
+        let before = (session.machine().processor().statistics, session.position().count());
         let profiler = Profiler::start(PERIOD);
         let profiler =
             profiler.map_err(|error| Failure::host(format!("--profile-engine: no timer: {error}")))?;
-        Ok(Self { profiler, to })
+        Ok(Self { profiler, to, before })
     }
 
     /// Ends it, writes the report and the map for perf.
-    pub fn end(self, session: &Session) -> Result<(), Failure> {
+    fn end(self, session: &Session) -> Result<(), Failure> {
         let profile = self.profiler.finish();
         let names = Names::of(session);
-        let processor = session.machine().processor();
-        let instructions = session.position().count();
-        let mut text = report(&profile, &processor.statistics, instructions, &names);
+        let statistics = since(&session.machine().processor().statistics, &self.before.0);
+        let instructions = session.position().count() - self.before.1;
+        let mut text = report(&profile, &statistics, instructions, &names);
         let map = PathBuf::from(format!("/tmp/perf-{}.map", std::process::id()));
         match write_map(session, &names, &map) {
             Ok(()) => _ = writeln!(text, "\nmap of the translated code for perf: {}", map.display()),
@@ -55,6 +80,17 @@ impl Profiling {
                 .map_err(|error| Failure::host(format!("{}: {error}", path.display())))?,
         }
         Ok(())
+    }
+}
+
+/// What was counted between two moments.
+fn since(now: &Statistics, before: &Statistics) -> Statistics {
+    Statistics {
+        exits: now.exits - before.exits,
+        tlb_fills: now.tlb_fills - before.tlb_fills,
+        blocks_translated: now.blocks_translated - before.blocks_translated,
+        cache_flushes: now.cache_flushes - before.cache_flushes,
+        interpreted: now.interpreted - before.interpreted,
     }
 }
 
