@@ -26,7 +26,7 @@ use serde_json::Value;
 use stats::{Clock, Samples};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use systems::{Boot, QEMU, System};
 use workloads::Workloads;
@@ -109,6 +109,8 @@ pub fn bench(options: &Options) -> Result {
     let systems = systems_of(options)?;
     let workloads = Workloads::prepare(&rows)?;
     let host = host::Host::look();
+    let out = options.out.clone().unwrap_or(workspace::target()?.join("bench/results"));
+    fs::create_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
     let rounds = options.rounds.unwrap_or(if options.quick { 1 } else { 3 });
     let mut results =
         Results { rows, quick: options.quick, rounds, cpu_time: options.cpu_time, ..Results::default() };
@@ -116,26 +118,18 @@ pub fn bench(options: &Options) -> Result {
         for group in Group::ALL {
             let of_group: Vec<Row> = results.rows.iter().filter(|row| row.group == group).copied().collect();
             if !of_group.is_empty() {
-                one_round(&workloads, &systems, group, &of_group, round, &mut results)?;
+                one_round(&workloads, &systems, group, &of_group, round, &mut results, &mut |results| {
+                    report(results, &host, &out).map(drop)
+                })?;
             }
         }
     }
     if with_growth {
         results.growth = Some(growth::measure(&workloads, options.quick)?);
     }
-    let out = options.out.clone().unwrap_or(workspace::target()?.join("bench/results"));
-    fs::create_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
-    let table = report::markdown(&results, &host);
+    let (table, svg) = report(&results, &host, &out)?;
     println!("{table}");
-    let json = report::json(&results, &host);
-    let json = serde_json::to_string_pretty(&json).map_err(|error| error.to_string())?;
-    let svg = plot::svg(&results);
-    for (name, text) in [("bench.json", json + "\n"), ("bench.svg", svg.clone()), ("bench.md", table.clone())]
-    {
-        let path = out.join(name);
-        fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
-        eprintln!("xtask: {}", path.display());
-    }
+    eprintln!("xtask: bench.json, bench.md and bench.svg are in {}", out.display());
     if options.write_docs {
         docs::write(&table, &svg)?;
     }
@@ -143,6 +137,18 @@ pub fn bench(options: &Options) -> Result {
         return Ok(());
     }
     Err(format!("{} failed:\n  {}", results.failures.len(), results.failures.join("\n  ")))
+}
+
+/// Writes what is known so far; returns the table and the plot.
+fn report(results: &Results, host: &host::Host, out: &Path) -> Result<(String, String)> {
+    let json =
+        serde_json::to_string_pretty(&report::json(results, host)).map_err(|error| error.to_string())?;
+    let (table, svg) = (report::markdown(results, host), plot::svg(results));
+    for (name, text) in [("bench.json", &(json + "\n")), ("bench.svg", &svg), ("bench.md", &table)] {
+        let path = out.join(name);
+        fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok((table, svg))
 }
 
 fn systems_of(options: &Options) -> Result<Vec<System>> {
@@ -171,12 +177,13 @@ fn one_round(
     rows: &[Row],
     round: u32,
     results: &mut Results,
+    after_each: &mut dyn FnMut(&Results) -> Result,
 ) -> Result {
     let boot = workloads.boot(group, rows, results.quick)?;
     let mut turn: Vec<System> = systems.to_vec();
     if round % 2 == 1 {
-        // Ours before the others; a replay still follows its recording.
-        turn.sort_by_key(|system| !system.is_ours());
+        // QEMU before the others; a replay still follows its recording.
+        turn.sort_by_key(|system| !system.is_qemu());
     }
     let mut recorded = Value::Null;
     for system in turn {
@@ -190,7 +197,12 @@ fn one_round(
         let mut client = Client::default();
         let launch = systems::launch(system, &boot, workloads);
         let replayed = system.replays().is_some();
-        let ran = measure::run(launch, &mut |mark| client.see(mark, &boot, replayed))?;
+        let ran = measure::run(launch, &mut |mark| {
+            if let Mark::Begin(row) = mark {
+                eprintln!("xtask:   {row}");
+            }
+            client.see(mark, &boot, replayed);
+        })?;
         client.end();
         let summary = serde_json::from_str(&ran.said).unwrap_or(Value::Null);
         let complaint = complaint(system, &ran, &summary, &recorded);
@@ -200,6 +212,7 @@ fn one_round(
         take(system, rows, &ran, complaint, results);
         let resident_beyond_ram = ran.resident_beyond_ram;
         results.runs.push(Run { group, system, round, summary, resident_beyond_ram });
+        after_each(results)?;
     }
     // Recordings of whole boots are large.
     fs::remove_dir_all(&boot.folder).map_err(|error| format!("{}: {error}", boot.folder.display()))

@@ -13,30 +13,30 @@ use std::time::Duration;
 pub enum System {
     /// On the host, on one processor of it, as the guest has one.
     Native,
-    /// QEMU's translator, as it comes.
-    QemuTcg,
-    /// QEMU recording.
-    QemuRecord,
-    /// QEMU replaying that.
-    QemuReplay,
     /// `hindsight run`.
     Run,
     /// `hindsight record`.
     Record,
     /// `hindsight replay` of that.
     Replay,
+    /// QEMU's translator, as it comes.
+    QemuTcg,
+    /// QEMU recording.
+    QemuRecord,
+    /// QEMU replaying that.
+    QemuReplay,
 }
 
 impl System {
     /// All of them. A replay follows its recording.
     pub const ALL: [System; 7] = [
         System::Native,
-        System::QemuTcg,
-        System::QemuRecord,
-        System::QemuReplay,
         System::Run,
         System::Record,
         System::Replay,
+        System::QemuTcg,
+        System::QemuRecord,
+        System::QemuReplay,
     ];
 
     /// Whether it is QEMU.

@@ -7,7 +7,7 @@
 //!
 //! Nothing here reaches the guest: a sample is a count on the host's side.
 
-use super::blocks::Mode;
+use super::blocks::{ExitKind, Mode};
 use super::signals;
 use super::vcpu::Vcpu;
 use iced_x86::Mnemonic;
@@ -96,6 +96,8 @@ struct Notes {
     guest: HashMap<(u64, bool), u64>,
     /// Executions from Rust by instruction and cause.
     interpreted: HashMap<(Mnemonic, bool), u64>,
+    /// Exits by [`EXITS`].
+    exits: [u64; EXITS.len()],
 }
 
 thread_local! {
@@ -138,6 +140,34 @@ pub(super) fn interpreted(mnemonic: Mnemonic, access: bool) {
         // run meanwhile on this thread, does not look at this table.
         let table = unsafe { &mut (*notes).interpreted };
         *table.entry((mnemonic, access)).or_default() += 1;
+    }
+}
+
+/// Why translated code is left, as a report calls it.
+pub const EXITS: [&str; 6] = [
+    "TLB miss or special memory",
+    "direct branch not linked yet",
+    "indirect branch not in the jump cache",
+    "an instruction for Rust",
+    "the budget is used up",
+    "the code page is not known to be mapped",
+];
+
+/// Notes that translated code was left.
+pub(super) fn left(kind: &ExitKind) {
+    let notes = NOTES.get();
+    if !notes.is_null() {
+        let number = match kind {
+            ExitKind::Access { .. } => 0,
+            ExitKind::Branch { .. } => 1,
+            ExitKind::Indirect => 2,
+            ExitKind::Interpret { .. } => 3,
+            ExitKind::Expired => 4,
+            ExitKind::PageCheck => 5,
+        };
+        // SAFETY: the profiler's notes, alive while the cell points to them; the handler does not
+        // look at this table.
+        unsafe { (*notes).exits[number] += 1 };
     }
 }
 
@@ -231,6 +261,8 @@ pub struct Profile {
     /// Instructions of translated blocks that were executed from Rust, most first: what they are,
     /// whether because of where their operand was, and how many executions.
     pub interpreted: Vec<(String, bool, u64)>,
+    /// How often translated code was left, in the order of [`EXITS`].
+    pub exits: [u64; EXITS.len()],
 }
 
 impl Profile {
@@ -270,6 +302,7 @@ impl Profiler {
             doors: 0,
             guest: HashMap::new(),
             interpreted: HashMap::new(),
+            exits: [0; EXITS.len()],
         });
         // SAFETY: a handler of the right signature; the timer's signal goes to this thread only,
         // and the structures are plain data of the kernel's interface.
@@ -320,6 +353,7 @@ impl Profiler {
         interpreted.sort_by(|a, b| (b.2, &a.0, a.1).cmp(&(a.2, &b.0, b.1)));
         Profile {
             interpreted,
+            exits: notes.exits,
             period: self.period,
             elapsed: self.begun.elapsed(),
             work: notes.work,

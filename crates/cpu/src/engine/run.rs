@@ -390,6 +390,7 @@ impl Vcpu {
                 return;
             }
             let exit = self.blocks.exits[id.0 as usize];
+            profile::left(&exit.kind);
             // Links lead from one mode to another (STAC, CLAC): the block left says which this is.
             let mode = self.blocks.get(exit.block).key.mode;
             let next = match exit.kind {

@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use crate::session::ProfileTo;
 use base::GuestVirt;
 use cpu::Statistics;
-use cpu::profile::{GuestSample, Profile, Profiler, Work};
+use cpu::profile::{EXITS, GuestSample, Profile, Profiler, Work};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -165,6 +165,10 @@ fn report(profile: &Profile, statistics: &Statistics, instructions: u64, names: 
     ] {
         let _ = writeln!(text, "{:10.2}  {what} ({count})", count as f64 / million);
     }
+    let _ = writeln!(text, "\nwhy translated code was left, per million instructions:");
+    for (why, count) in EXITS.iter().zip(profile.exits).filter(|(_, count)| *count > 0) {
+        let _ = writeln!(text, "{:10.2}  {why}", count as f64 / million);
+    }
     let _ = writeln!(text, "\ninstructions of translated blocks that were executed from Rust:");
     for (name, access, count) in profile.interpreted.iter().take(INSTRUCTIONS_MAX) {
         let why = if *access { " because of where the operand is" } else { "" };
@@ -241,6 +245,7 @@ mod tests {
                 sample(0x40_1000, true, 20),
             ],
             lost: 0,
+            exits: [0, 0, 3_000_000, 0, 0, 0],
             interpreted: vec![("wrmsr".into(), false, 9), ("mov".into(), true, 4)],
         };
         let statistics = Statistics { exits: 4_000_000, ..Statistics::default() };
@@ -252,6 +257,7 @@ mod tests {
             " 25.00 %  TLB misses",
             "  5.00 %  entering and leaving translated code, spill table",
             "2000000.00  exits from translated code (4000000)",
+            "1500000.00  indirect branch not in the jump cache",
             "         9  wrmsr\n         4  mov because of where the operand is\n",
             " 50.00 %  first",
             " 20.00 %  user page 0x401000",
