@@ -10,7 +10,7 @@
 use super::blocks::{ExitKind, Mode};
 use super::signals;
 use super::vcpu::Vcpu;
-use iced_x86::Mnemonic;
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
@@ -79,6 +79,37 @@ impl Work {
     }
 }
 
+/// Which part of the code cache a sample fell into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A guest instruction as the host executes it.
+    Own,
+    /// What was put in front of it: the TLB check, address computation, register shuffles.
+    Check,
+    /// A block's head: whether its page is still mapped, and counting.
+    Head,
+    /// A block's tail: misses and exits on their way out.
+    Tail,
+    /// The doors between Rust and translated code, and the search of the spill table.
+    Door,
+}
+
+impl Part {
+    /// All parts.
+    pub const ALL: [Part; 5] = [Part::Own, Part::Check, Part::Head, Part::Tail, Part::Door];
+
+    /// What a report calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Own => "guest instructions as they are",
+            Part::Check => "what stands before them (TLB checks, addresses)",
+            Part::Head => "heads of blocks (page check, counting)",
+            Part::Tail => "tails of blocks (on the way out)",
+            Part::Door => "doors to and from Rust, spill table",
+        }
+    }
+}
+
 /// Samples of translated code that can wait for being looked up.
 const WAITING_MAX: usize = 1 << 14;
 
@@ -90,8 +121,8 @@ struct Notes {
     count: usize,
     /// No room was left for these.
     lost: u64,
-    /// In the doors between Rust and translated code, or searching the spill table.
-    doors: u64,
+    /// By [`Part`].
+    parts: [u64; Part::ALL.len()],
     /// By guest address and privilege.
     guest: HashMap<(u64, bool), u64>,
     /// Executions from Rust by instruction and cause.
@@ -171,9 +202,9 @@ pub(super) fn left(kind: &ExitKind) {
     }
 }
 
-/// Turns the waiting host addresses into guest addresses; `place` says where one belongs and
-/// whether that is user code, `None` for the doors.
-fn look_up(place: impl Fn(u32) -> Option<(u64, bool)>) {
+/// Turns the waiting host addresses into guest addresses; `place` says what part of the code cache
+/// one is in, and which guest address it belongs to and whether that is user code.
+fn look_up(place: impl Fn(u32) -> (Part, Option<(u64, bool)>)) {
     // Taken out and put back, so that the handler finds the buffer free meanwhile; it runs on this
     // very thread, and nothing here needs what it changes.
     let notes = NOTES.get();
@@ -184,9 +215,10 @@ fn look_up(place: impl Fn(u32) -> Option<(u64, bool)>) {
     // SAFETY: the profiler's notes, alive while the cell points to them; the handler is held back.
     let notes = unsafe { &mut *notes };
     for at in &notes.waiting[..notes.count] {
-        match place(*at) {
-            Some(place) => *notes.guest.entry(place).or_default() += 1,
-            None => notes.doors += 1,
+        let (part, place) = place(*at);
+        notes.parts[part as usize] += 1;
+        if let Some(place) = place {
+            *notes.guest.entry(place).or_default() += 1;
         }
     }
     notes.count = 0;
@@ -252,9 +284,9 @@ pub struct Profile {
     pub elapsed: Duration,
     /// Samples of each kind of work, in the order of [`Work::ALL`].
     pub work: [u64; Work::ALL.len()],
-    /// Samples between Rust and translated code.
-    pub doors: u64,
-    /// Samples of translated code, most first.
+    /// Samples of the code cache, in the order of [`Part::ALL`].
+    pub parts: [u64; Part::ALL.len()],
+    /// Samples that belong to guest code, most first.
     pub guest: Vec<GuestSample>,
     /// Samples of translated code that nobody looked up in time.
     pub lost: u64,
@@ -273,7 +305,7 @@ impl Profile {
 
     /// All samples.
     pub fn total(&self) -> u64 {
-        self.translated() + self.doors + self.work.iter().sum::<u64>()
+        self.translated() + self.parts[Part::Door as usize] + self.work.iter().sum::<u64>()
     }
 }
 
@@ -299,7 +331,7 @@ impl Profiler {
             waiting: [0; WAITING_MAX],
             count: 0,
             lost: 0,
-            doors: 0,
+            parts: [0; Part::ALL.len()],
             guest: HashMap::new(),
             interpreted: HashMap::new(),
             exits: [0; EXITS.len()],
@@ -357,7 +389,7 @@ impl Profiler {
             period: self.period,
             elapsed: self.begun.elapsed(),
             work: notes.work,
-            doors: notes.doors,
+            parts: notes.parts,
             guest,
             lost: notes.lost + notes.count as u64,
         }
@@ -405,10 +437,33 @@ impl Vcpu {
     /// Turns samples of a profile into guest addresses while the blocks are there.
     pub(super) fn look_up_samples(&self) {
         look_up(|host| {
-            let (block, k) = self.blocks.at_host(host)?;
-            let block = self.blocks.get(block);
-            Some((block.virt_of(k), block.key.mode.has(Mode::USER)))
+            let after = self.blocks.list.partition_point(|block| block.checked <= host);
+            let Some(block) = after.checked_sub(1).map(|n| &self.blocks.list[n]) else {
+                return (Part::Door, None);
+            };
+            let k = block.insns.partition_point(|insn| insn.host <= host).checked_sub(1);
+            let guest = |k: usize| Some((block.virt_of(k as u8), block.key.mode.has(Mode::USER)));
+            match k {
+                None => (Part::Head, guest(0)),
+                Some(k) if k + 1 >= block.insns.len() => (Part::Tail, guest(k)),
+                Some(k) => {
+                    let last = self.last_instruction(block.insns[k].host, block.insns[k + 1].host);
+                    (if host >= last { Part::Own } else { Part::Check }, guest(k))
+                }
+            }
         });
+    }
+
+    /// The address of the last host instruction between two boundaries.
+    fn last_instruction(&self, from: u32, to: u32) -> u32 {
+        // SAFETY: between two instructions of a block, inside of the code cache.
+        let code = unsafe { std::slice::from_raw_parts(from as usize as *const u8, (to - from) as usize) };
+        let mut decoder = Decoder::with_ip(64, code, from.into(), DecoderOptions::NONE);
+        let mut last = from;
+        while decoder.can_decode() {
+            last = decoder.decode().ip32();
+        }
+        last
     }
 }
 

@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use crate::session::ProfileTo;
 use base::GuestVirt;
 use cpu::Statistics;
-use cpu::profile::{EXITS, GuestSample, Profile, Profiler, Work};
+use cpu::profile::{EXITS, GuestSample, Part, Profile, Profiler, Work};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -147,12 +147,16 @@ fn report(profile: &Profile, statistics: &Statistics, instructions: u64, names: 
         ("translated code, user", of(true)),
         ("translated code, kernel", of(false)),
         ("translated code, not looked up", profile.lost),
-        ("entering and leaving translated code, spill table", profile.doors),
+        (Part::Door.name(), profile.parts[Part::Door as usize]),
     ];
     lines.extend(Work::ALL.iter().map(|work| (work.name(), profile.work[*work as usize])));
     lines.sort_by_key(|(_, samples)| std::cmp::Reverse(*samples));
     for (what, samples) in lines.iter().filter(|(_, samples)| *samples > 0) {
         let _ = writeln!(text, "{:6.2} %  {what}", share(*samples));
+    }
+    let _ = writeln!(text, "\nof translated code:");
+    for part in Part::ALL.iter().filter(|part| **part != Part::Door && profile.parts[**part as usize] > 0) {
+        let _ = writeln!(text, "{:6.2} %  {}", share(profile.parts[*part as usize]), part.name());
     }
     let _ = writeln!(text, "\nper million of {instructions} instructions:");
     let million = instructions.max(1) as f64 / 1e6;
@@ -238,7 +242,7 @@ mod tests {
             period: PERIOD,
             elapsed: Duration::from_millis(100),
             work,
-            doors: 5,
+            parts: [40, 20, 10, 0, 5],
             guest: vec![
                 sample(0xffff_ffff_8100_0008, false, 40),
                 sample(0xffff_ffff_8100_0010, false, 10),
@@ -255,7 +259,8 @@ mod tests {
             " 50.00 %  translated code, kernel",
             " 20.00 %  translated code, user",
             " 25.00 %  TLB misses",
-            "  5.00 %  entering and leaving translated code, spill table",
+            "  5.00 %  doors to and from Rust, spill table",
+            " 20.00 %  what stands before them (TLB checks, addresses)",
             "2000000.00  exits from translated code (4000000)",
             "1500000.00  indirect branch not in the jump cache",
             "         9  wrmsr\n         4  mov because of where the operand is\n",
