@@ -124,7 +124,7 @@ fn rows_table(results: &Results, clock: Clock) -> String {
     if others.is_empty() {
         return text;
     }
-    text += "\nRows that cannot run natively, in seconds:\n\n\
+    text += "\nRows that cannot run natively, in seconds (disk and network always wall time):\n\n\
              | row | run | record | replay | TCG | QEMU record | QEMU replay | replay / record | QEMU record / record |\n\
              | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
     for row in others {

@@ -126,7 +126,7 @@ pub const ROWS: &[Row] = &[
     row("qsort", Cpu, Small, [30, 8], "$B/qsort @N"),
     row("chase-l1", Cpu, Small, [300, 80], "$B/chase @N 16"),
     row("chase-64m", Cpu, Small, [3, 1], "$B/chase @N 65536"),
-    row("memcpy", Cpu, Small, [3000, 700], "$B/memcpy @N"),
+    row("memcpy", Cpu, Small, [1500, 300], "$B/memcpy @N"),
     row("gzip", Cpu, Root, [2, 1], "for i in $(seq @N); do gzip -nc $W/text; done").after(TEXT),
     row("zstd", Cpu, Root, [12, 3], "for i in $(seq @N); do zstd -q -c --single-thread $W/text; done").after(TEXT),
     row("xz", Cpu, Root, [2, 1], "for i in $(seq @N); do xz -1 -T1 -c $W/text; done").after(TEXT),

@@ -1,6 +1,6 @@
 //! Medians, geometric means, and the bars they are held against.
 
-use super::rows::{Kind, Row};
+use super::rows::{Kind, ROWS, Row};
 use super::systems::System;
 use std::collections::BTreeMap;
 
@@ -44,8 +44,11 @@ impl Samples {
         self.0.get(&(row.to_owned(), system)).map_or(&[], Vec::as_slice)
     }
 
-    /// The median in seconds.
+    /// The median in seconds. Disks and networks are waited for, which takes no processor time: they
+    /// always go by the host's clock.
     pub fn seconds(&self, row: &str, system: System, clock: Clock) -> Option<f64> {
+        let waits = ROWS.iter().any(|known| known.name == row && known.kind == Kind::Device);
+        let clock = if waits { Clock::Wall } else { clock };
         median(self.of(row, system).iter().map(|sample| sample[clock as usize]).collect())
     }
 
@@ -141,7 +144,6 @@ pub fn bars(rows: &[Row], samples: &Samples, clock: Clock) -> Vec<Bar> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rows::ROWS;
     use super::*;
 
     #[test]

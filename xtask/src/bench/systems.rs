@@ -144,7 +144,11 @@ fn native(boot: &Boot, workloads: &Workloads) -> Command {
             if !workloads.is_superuser {
                 command.arg("--map-root-user");
             }
-            command.args(["sh", "-c", ENTER_ROOT, "sh"]).arg(&root.folder).arg(&workloads.programs);
+            command
+                .args(["sh", "-c", ENTER_ROOT, "sh"])
+                .arg(&root.folder)
+                .arg(&workloads.programs)
+                .arg(&boot.folder);
         }
         _ => {
             command.args(["sh", "-c", &boot.native_script]);
@@ -154,12 +158,12 @@ fn native(boot: &Boot, workloads: &Workloads) -> Command {
     command
 }
 
-/// Enters the folder of the root image as the guest enters the image: `sh ROOT PROGRAMS`.
+/// Enters the folder of the root image as the guest enters the image: `sh ROOT PROGRAMS BOOT`.
 const ENTER_ROOT: &str = "set -e; \
-    mkdir -p $1/bench; mount --bind $2 $1/bench; mount -t tmpfs tmpfs $1/bench/work; \
+    mkdir -p $1/bench; mount --bind $2 $1/bench; mount -t tmpfs tmpfs $1/bench/work; cp $3/rows.sh $1/bench/work; \
     mount --rbind /dev $1/dev; mount --rbind /proc $1/proc; \
     export PATH=/usr/sbin:/usr/bin:/sbin:/bin B=/bench W=/bench/work HOME=/root; \
-    chroot $1 ip link set lo up; exec chroot $1 /bin/sh /bench/rows.sh";
+    chroot $1 ip link set lo up; exec chroot $1 /bin/sh /bench/work/rows.sh";
 
 fn ours(system: System, boot: &Boot, workloads: &Workloads) -> Command {
     let mut command = Command::new(&workloads.hindsight);

@@ -6,6 +6,7 @@ use super::systems::Boot;
 use crate::{Result, workspace};
 use guest::job::{Job, Mode};
 use guest::{Archive, Cache, Flavour, SmallGuest};
+use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -55,6 +56,8 @@ pub struct Workloads {
     /// Whether namespaces need no mapping.
     pub is_superuser: bool,
     work: PathBuf,
+    /// Held as long as the files below `work` are used.
+    _lock: File,
 }
 
 impl Workloads {
@@ -66,6 +69,10 @@ impl Workloads {
         workspace::run("cargo", &["build", "--release", "--locked", "--package", "hindsight"], &[])?;
         let target = workspace::target()?;
         let work = target.join("bench");
+        fs::create_dir_all(&work).map_err(at(&work))?;
+        let lock = File::create(work.join("lock")).map_err(at(&work))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| format!("{}: another cargo xtask bench is running", work.display()))?;
         let mut notice = |line: &str| eprintln!("xtask: {line}");
         let small =
             Cache::of_user().and_then(|cache| SmallGuest::obtain(&cache, Flavour::Cloud, &mut notice));
@@ -74,7 +81,6 @@ impl Workloads {
         let root = needs(&Group::needs_root).then(|| root(&work)).transpose()?;
         // A copy, so that a build in the meantime does not change what is measured.
         let hindsight = work.join("hindsight");
-        fs::create_dir_all(&work).map_err(at(&work))?;
         let _ = fs::remove_file(&hindsight);
         fs::copy(target.join("release/hindsight"), &hindsight).map_err(at(&hindsight))?;
         let programs = programs(&work, root.as_ref())?;
@@ -90,6 +96,7 @@ impl Workloads {
             processor: processors - 1,
             is_superuser: rustix::process::geteuid().is_root(),
             work,
+            _lock: lock,
         })
     }
 
@@ -102,17 +109,17 @@ impl Workloads {
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).map_err(at(&folder))?;
         let text = script::rows(rows, quick);
-        write(&self.programs.join("rows.sh"), text.as_bytes())?;
+        write(&folder.join("rows.sh"), text.as_bytes())?;
         let up = script::UP;
         let enter = match group {
-            Group::Small | Group::Disk => "B=/bench W=/tmp; . /bench/rows.sh",
+            Group::Small | Group::Disk => "B=/bench W=/tmp; . /bench/work/rows.sh",
             Group::Root | Group::Network => ENTER_DISK,
             Group::Systemd => "true",
         };
         let script = format!("{up}\n{enter}\ntrue\n");
         let mut initrd = fs::read(&self.initrd).map_err(at(&self.initrd))?;
         if group != Group::Systemd {
-            initrd = guest::join(initrd, &self.archive()?);
+            initrd = guest::join(initrd, &self.archive(&text)?);
         }
         let job = Job::from_words(std::slice::from_ref(&script), Mode::Batch);
         let with_job = guest::job::attach(initrd.clone(), &job).map_err(|error| error.to_string())?;
@@ -145,9 +152,10 @@ impl Workloads {
         })
     }
 
-    /// The programs as an archive for the initramfs.
-    fn archive(&self) -> Result<Vec<u8>> {
+    /// The programs and the script of a boot as an archive for the initramfs.
+    fn archive(&self, rows: &str) -> Result<Vec<u8>> {
         let mut archive = Archive::new();
+        archive.file("bench/work/rows.sh", 0o644, rows);
         for entry in fs::read_dir(&self.programs).map_err(at(&self.programs))? {
             let path = entry.map_err(at(&self.programs))?.path();
             if path.is_file() {
@@ -162,9 +170,9 @@ impl Workloads {
 /// Enters the root disk from the initramfs, with the workloads in memory.
 const ENTER_DISK: &str = "\
     mount -t ext4 /dev/vda /mnt && for folder in dev proc sys; do mount -o bind /$folder /mnt/$folder; done
-    mkdir -p /mnt/bench && mount -t tmpfs tmpfs /mnt/bench && cp /bench/* /mnt/bench && mkdir /mnt/bench/work
+    mkdir -p /mnt/bench && mount -t tmpfs tmpfs /mnt/bench && cp -r /bench/* /mnt/bench
     export PATH=/usr/sbin:/usr/bin:/sbin:/bin:/bin B=/bench W=/bench/work HOME=/root
-    chroot /mnt /bin/sh /bench/rows.sh";
+    chroot /mnt /bin/sh /bench/work/rows.sh";
 
 fn at(path: &Path) -> impl Fn(std::io::Error) -> String {
     let path = path.display().to_string();
