@@ -106,6 +106,7 @@ impl Vcpu {
         self.statistics.interpreted += 1;
         match class {
             Class::Hint => {
+                self.contexts.paused = instr.mnemonic() == Mnemonic::Pause && bus.yields_at_pause();
                 self.hot().state.rip = instr.next_ip();
                 Ok(Done { retired: 1, data_hits: 0 })
             }

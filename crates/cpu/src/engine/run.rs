@@ -47,6 +47,9 @@ impl Vcpu {
 
     fn run_loop(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
         loop {
+            if std::mem::take(&mut self.contexts.paused) {
+                return Exit::Pause;
+            }
             self.settle(bus);
             if self.debugging.is_on() && self.debugger_stops() {
                 return Exit::Debugger;
@@ -138,6 +141,8 @@ impl Vcpu {
     fn apply_flush(&mut self, bus: &mut dyn Bus) {
         if self.flush.everything || self.flush.mode {
             self.tlb.clear_all(&self.arena, bus.ram());
+        } else if self.flush.processor {
+            self.tlb.switch_space(&self.arena, false);
         } else if self.flush.non_global {
             self.tlb.switch_space(&self.arena, true);
         }
@@ -416,6 +421,7 @@ impl Vcpu {
         let horizon = self.horizon;
         let hot = self.hot();
         hot.pending = bus.interrupt_pending() as u32;
+        hot.yields = bus.yields_at_pause() as u32;
         let offset = bus.tsc_offset();
         hot.tsc_linear = offset.is_some() as u32;
         hot.tsc_base = offset
@@ -673,6 +679,7 @@ impl Vcpu {
             && !bus.interrupt_pending()
             && bus.horizon().count() >= self.horizon
             && !self.debugging.has_hit()
+            && !self.contexts.paused
             && !debug::debug_traps_armed(self.state());
         if !quiet || self.mode() != mode {
             return Next::Loop;

@@ -9,6 +9,7 @@
 use super::asm::{Mem, Reg, Width};
 use super::blocks::{Block, BlockId, BlockKey, Exit, Insn, Mode};
 use super::classify::{Class, classify};
+use super::contexts;
 use super::emit::{Emitter, guest_of};
 use super::hot::Field;
 use super::plain::Rewriter;
@@ -166,7 +167,12 @@ impl Translator {
     fn instruction(&mut self, e: &mut Emitter, d: &Decoded, bytes: &[u8], rest: u8) -> bool {
         let instr = &d.instr;
         let done = match d.class {
-            Class::Hint => Ok(()),
+            Class::Hint => {
+                if instr.mnemonic() == Mnemonic::Pause {
+                    contexts::emit_pause(e);
+                }
+                Ok(())
+            }
             Class::Registers => {
                 let info = self.info.info(instr);
                 self.rewriter.registers(e, instr, info, bytes)
