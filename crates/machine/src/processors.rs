@@ -142,3 +142,7 @@ impl<P: Processor> Machine<P> {
 fn takes_interrupts(state: &CpuState) -> bool {
     state.rflags & flags::IF != 0
 }
+
+#[cfg(test)]
+#[path = "processors_tests.rs"]
+mod tests;

@@ -7,9 +7,9 @@
 //! * The **plain** schedule (seed 0) goes round, with slices so long that a change of processors
 //!   costs nothing that could be measured.
 //! * Any **other seed** explores: phases of long, short and very short slices follow one another,
-//!   in some of them a few processors are starved, and a processor that is woken may run at once.
-//!   How often each of that happens is a matter of the seed too, so that seeds differ in kind. This
-//!   is what rr calls chaos mode.
+//!   in some of them a few processors are starved, one whose slice is over may be held back for
+//!   long, and one that is woken may run at once. How often each of that happens is a matter of the
+//!   seed too, so that seeds differ in kind. This is what rr calls chaos mode.
 //!
 //! Spinning processors would pass the turn to one another for ever where all of them wait for
 //! time to pass, at the price of a change of processors every few instructions. So when everyone who
@@ -63,7 +63,7 @@ impl Scheduler {
     /// The schedule of a seed, at power-on; 0 is the plain one.
     pub fn new(seed: u64) -> Self {
         Self {
-            slice_end: Position::START.after(SLICE),
+            slice_end: if seed == 0 { Position::START.after(SLICE) } else { Position::START },
             since: Position::START,
             spins: 0,
             deaf_until: Position::START,
@@ -110,7 +110,10 @@ impl Scheduler {
             None => after(current, if why == Why::Pause { others } else { runnable }),
             Some(chaos) => {
                 let candidates = if why == Why::Pause { others } else { runnable };
-                let favoured = candidates & !chaos.starved;
+                if why == Why::Slice {
+                    chaos.hold_back(at, current);
+                }
+                let favoured = candidates & !chaos.unfavoured(at);
                 // Whoever spins may wait for one that is starved.
                 let from = if favoured == 0 || all_spin { candidates } else { favoured };
                 chaos.pick(from)
@@ -160,6 +163,8 @@ struct Chaos {
     short: u8,
     storms: u8,
     starving: u8,
+    /// At how many of sixteen ends of a slice the processor is held back.
+    holding: u8,
     /// Where the phase ends.
     until: Position,
     /// Slices have 2^`shortest` to 2^`longest` instructions.
@@ -167,6 +172,9 @@ struct Chaos {
     longest: u8,
     /// Processors that run only if no other can.
     starved: u32,
+    /// The same until this position.
+    held: u32,
+    held_until: Position,
 }
 
 impl Chaos {
@@ -176,14 +184,18 @@ impl Chaos {
             short: 0,
             storms: 0,
             starving: 0,
+            holding: 0,
             until: Position::START,
             shortest: 0,
             longest: 0,
             starved: 0,
+            held: 0,
+            held_until: Position::START,
         };
         chaos.short = 2 + chaos.below(7) as u8;
         chaos.storms = 1 + chaos.below(3) as u8;
         chaos.starving = chaos.below(9) as u8;
+        chaos.holding = chaos.below(9) as u8;
         chaos
     }
 
@@ -218,15 +230,27 @@ impl Chaos {
         let dice = self.below(16) as u8;
         // Very short slices take long to run, so there are few instructions of them.
         let (shortest, longest, length) = if dice < self.storms {
-            (4, 10, self.scale(16, 19))
+            (4, 10, self.scale(12, 18))
         } else if dice < self.storms + self.short {
-            (9, 16, self.scale(19, 23))
+            (8, 16, self.scale(15, 22))
         } else {
-            (14, 21, self.scale(21, 25))
+            (14, 21, self.scale(17, 24))
         };
         let starves = (self.below(16) as u8) < self.starving;
         self.starved = if starves { (self.next() & self.next()) as u32 } else { 0 };
         (self.shortest, self.longest, self.until) = (shortest, longest, at.after(length));
+    }
+
+    /// Perhaps keeps `cpu`, whose slice is over, from running for a while.
+    fn hold_back(&mut self, at: Position, cpu: u32) {
+        if at >= self.held_until && (self.below(16) as u8) < self.holding {
+            (self.held, self.held_until) = (1 << cpu, at.after(self.scale(10, 20)));
+        }
+    }
+
+    /// Who runs only if no other can.
+    fn unfavoured(&self, at: Position) -> u32 {
+        if at < self.held_until { self.starved | self.held } else { self.starved }
     }
 
     /// One of the processors in `set`, which is not empty.
