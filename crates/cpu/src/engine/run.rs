@@ -74,6 +74,10 @@ impl Vcpu {
                 continue;
             }
             let mode = self.mode();
+            if self.runs_singly(mode) {
+                self.step(bus);
+                continue;
+            }
             self.tlb.enter_mode(&self.arena, mode);
             let left = (horizon - self.state().retired).min(self.stretch());
             self.horizon = self.state().retired + left;
@@ -197,6 +201,9 @@ impl Vcpu {
             Ok((done, keeps_rf, reloads_tf)) => {
                 let state = &mut self.hot().state;
                 state.retired += done.retired;
+                if !state.code64() {
+                    state.rip &= 0xffff_ffff;
+                }
                 if !keeps_rf {
                     state.rflags &= !flags::RF;
                 }

@@ -2,6 +2,7 @@
 //! off or identity-mapped, and ends in HLT.
 
 mod found;
+mod modes;
 
 use super::vcpu::{Exit, Vcpu, VcpuConfig};
 use crate::{Bus, CpuState};
