@@ -64,7 +64,7 @@ impl Session {
                 start_of_day: UnixTime((guest.start_of_day_unix_ns / 1_000_000_000) as _),
                 rate: Rate::ONE,
                 hpet: true,
-                debug_ports: false,
+                debug_ports: guest.debug_ports,
             },
             idle: match guest.clock {
                 ClockMode::Virtual => Idle::Skip,
