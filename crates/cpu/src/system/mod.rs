@@ -12,6 +12,7 @@ mod control;
 mod far;
 mod fast_call;
 mod flags;
+mod gate;
 mod identify;
 mod interrupt;
 mod legacy;

@@ -68,8 +68,7 @@ fn parse<'a, H: FileHeader<Endian = LittleEndian>>(
                     expected: end,
                     found: file.len() as u64,
                 })?;
-                let (at, size): (u64, u64) =
-                    (segment.p_paddr(endian).into(), segment.p_memsz(endian).into());
+                let (at, size): (u64, u64) = (segment.p_paddr(endian).into(), segment.p_memsz(endian).into());
                 if size < in_file {
                     return Err(not("a segment is larger in the file than in memory".to_owned()));
                 }

@@ -54,7 +54,8 @@ impl Header {
     pub fn find(file: &[u8]) -> Option<Self> {
         let search = &file[..file.len().min(SEARCH_BYTES)];
         let at = (0..search.len().saturating_sub(11)).step_by(4).find(|&at| {
-            let sum = u32_at(search, at).wrapping_add(u32_at(search, at + 4)).wrapping_add(u32_at(search, at + 8));
+            let sum =
+                u32_at(search, at).wrapping_add(u32_at(search, at + 4)).wrapping_add(u32_at(search, at + 8));
             u32_at(search, at) == HEADER_MAGIC && sum == 0
         })?;
         let flags = u32_at(search, at + 4);
@@ -101,7 +102,8 @@ impl<'a> Multiboot<'a> {
             return Err(not("its Multiboot header has no load addresses, and it is no ELF file"));
         };
         // The text begins as far before the header in the file as it does in memory.
-        let before = header_at.checked_sub(load).ok_or_else(|| not("its Multiboot addresses make no sense"))?;
+        let before =
+            header_at.checked_sub(load).ok_or_else(|| not("its Multiboot addresses make no sense"))?;
         let start = header.at.checked_sub(before as usize);
         let start = start.ok_or_else(|| not("its Multiboot addresses reach before the file's beginning"))?;
         let rest = &file[start..];
@@ -145,7 +147,8 @@ pub(super) fn load(
     };
     let (line, name, module_name) = (string(line.trim_end()), string("Hindsight"), string("initrd"));
     let map = map_of(ram);
-    let full = || BootError::KernelMemory { memory_mib: ram.size() >> 20, needed_mib: mib_up(image.end()) + 1 };
+    let full =
+        || BootError::KernelMemory { memory_mib: ram.size() >> 20, needed_mib: mib_up(image.end()) + 1 };
     let mut low = |size: usize| places.lowest(0, size as u64, 16).ok_or_else(full);
     let (info_at, map_at, strings_at, modules_at) =
         (low(INFO_BYTES)?, low(map.len())?, low(strings.len())?, low(16)?);

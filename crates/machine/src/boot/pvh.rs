@@ -40,7 +40,8 @@ pub(super) fn load(
             [range.start, range.length, kind].map(u64::to_le_bytes).concat()
         })
         .collect();
-    let low_memory = || BootError::KernelMemory { memory_mib: ram.size() >> 20, needed_mib: mib_up(image.end()) + 1 };
+    let low_memory =
+        || BootError::KernelMemory { memory_mib: ram.size() >> 20, needed_mib: mib_up(image.end()) + 1 };
     let mut low = |size: u64| places.lowest(0, size, 16).ok_or_else(low_memory);
     let line = guest.command_line.as_bytes();
     let (info_at, modules_at, map_at, line_at) =

@@ -67,7 +67,12 @@ fn pvh_note(entry: u32) -> Vec<u8> {
 fn vmlinux() -> Vec<u8> {
     let mut body = vec![0x90; 0x100];
     body.extend(pvh_note(0x100_0010));
-    elf(true, 0x100_0000, &[(1, 0x200, 0x8100_0000, 0x100_0000, 0x100, 0x3000), (4, 0x300, 0, 0, 20, 20)], &body)
+    elf(
+        true,
+        0x100_0000,
+        &[(1, 0x200, 0x8100_0000, 0x100_0000, 0x100, 0x3000), (4, 0x300, 0, 0, 20, 20)],
+        &body,
+    )
 }
 
 fn boot(file: &[u8], initrd: Option<&[u8]>, line: &str) -> Result<(Ram, CpuState), BootError> {
@@ -126,7 +131,10 @@ fn an_elf_kernel_with_a_multiboot_header_gets_memory_map_module_and_command_line
     assert_eq!((word(&ram, info + 4), word(&ram, info + 8)), (639, 63 << 10));
     assert_eq!(text(&ram, word(&ram, info + 16)), "kernel a b");
     let module = word(&ram, info + 24);
-    assert_eq!((word(&ram, info + 20), word(&ram, module), word(&ram, module + 4)), (1, 0x10_5000, 0x10_5000 + 5000));
+    assert_eq!(
+        (word(&ram, info + 20), word(&ram, module), word(&ram, module + 4)),
+        (1, 0x10_5000, 0x10_5000 + 5000)
+    );
     assert_eq!(text(&ram, word(&ram, module + 8)), "initrd");
     let (length, map) = (word(&ram, info + 44), word(&ram, info + 48));
     assert_eq!((length % 24, word(&ram, map), word(&ram, map + 12)), (0, 20, layout::LOW_MEMORY_END));
