@@ -248,7 +248,8 @@ pub struct GuestMake {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Guest")]
 pub struct GuestOptions {
-    /// Linux bzImage [default: Debian's cloud kernel, fetched on first use]
+    /// A Linux bzImage, an ELF file with a PVH entry point (vmlinux), or a Multiboot kernel [default: Debian's
+    /// cloud kernel, fetched on first use]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk
@@ -290,6 +291,10 @@ pub struct GuestOptions {
     /// When the guest resets itself
     #[arg(long, value_name = "WHAT", default_value = "exit")]
     pub reset: OnReset,
+    /// Ports for small kernels, as QEMU has them: bytes to port 0xe9 go to the console, and a value V
+    /// written to port 0xf4 ends the run with exit status 2V+1
+    #[arg(long)]
+    pub debug_ports: bool,
 }
 
 /// How it meets the host.

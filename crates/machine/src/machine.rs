@@ -6,7 +6,7 @@
 
 use crate::acpi::{self, AcpiConfig};
 use crate::board::{Board, BoardConfig, BoardError, BoardState, Ending};
-use crate::boot::{BootError, linux};
+use crate::boot::{self, BootError};
 use crate::clock::Idle;
 use crate::gate::{Admitted, Gate, GateError, Input, Moment};
 use crate::memory_hash::MemoryHash;
@@ -157,10 +157,10 @@ impl<P: Processor> Machine<P> {
         Ok(Self { config, board, processor, scheduler, gate, memory_hash, nmi_held: 0, idle_horizon })
     }
 
-    /// Puts a Linux guest into memory and the processor at its entry, as a boot loader after
-    /// firmware would: ACPI tables, virtual wire mode.
-    pub fn load_linux(&mut self, guest: &linux::LinuxGuest) -> Result<(), BootError> {
-        linux::load(self.board.memory_mut(), self.processor.state_mut(), guest)?;
+    /// Puts a guest into memory and the processor at its entry, as a boot loader after firmware
+    /// would: ACPI tables, virtual wire mode.
+    pub fn load(&mut self, guest: &boot::Guest) -> Result<(), BootError> {
+        boot::load(self.board.memory_mut(), self.processor.state_mut(), guest)?;
         let board = &self.config.board;
         let acpi = AcpiConfig { cpus: board.cpus, memory: board.memory, hpet: board.hpet };
         if !acpi::write_tables(self.board.memory_mut(), &acpi) {

@@ -6,7 +6,7 @@ use base::{GuestTime, Position};
 use cpu::{CpuError, Vcpu, VcpuConfig};
 use devices::UnixTime;
 use disk::{DiskError, Overlay, Store};
-use machine::boot::{BootError, linux::LinuxGuest};
+use machine::boot::{self, BootError};
 use machine::{
     BoardConfig, BoardError, Gate, Idle, Machine, MachineConfig, Moment, PciBus, PciFull, Rate, Stop,
 };
@@ -69,7 +69,7 @@ impl Session {
                 start_of_day: UnixTime((guest.start_of_day_unix_ns / 1_000_000_000) as _),
                 rate: Rate::ONE,
                 hpet: true,
-                debug_ports: false,
+                debug_ports: guest.debug_ports,
             },
             idle: match guest.clock {
                 ClockMode::Virtual => Idle::Skip,
@@ -85,7 +85,7 @@ impl Session {
 
     fn load(&mut self) -> Result<(), BootError> {
         let guest = &self.guest;
-        self.machine.load_linux(&LinuxGuest {
+        self.machine.load(&boot::Guest {
             kernel_path: &guest.kernel.path,
             kernel: &guest.kernel.bytes,
             initrd: guest.initrd.as_ref().map(|initrd| initrd.as_slice()),

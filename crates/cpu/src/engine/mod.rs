@@ -20,6 +20,7 @@ mod contexts;
 mod debugging;
 mod emit;
 mod flow;
+mod groups;
 mod hot;
 mod interpret;
 mod plain;
@@ -32,6 +33,7 @@ mod tests;
 mod thunks;
 mod tlb;
 mod translate;
+mod used;
 mod vcpu;
 mod x87;
 

@@ -3,6 +3,7 @@
 
 mod contexts;
 mod found;
+mod modes;
 
 use super::contexts::PROCESSORS_MAX;
 use super::vcpu::{Exit, Vcpu, VcpuConfig};
