@@ -12,7 +12,7 @@ use crate::gate::{Admitted, Gate, GateError, Input, Moment};
 use crate::memory_hash::MemoryHash;
 use crate::pci::PciBus;
 use crate::processor::{Exit, Processor};
-use crate::scheduler::{Scheduler, ScheduleError};
+use crate::scheduler::{ScheduleError, Scheduler};
 use base::{GuestTime, Position};
 use cpu::{Activity, CpuState, SavedCpu};
 use devices::{Outside, StateError};
@@ -134,6 +134,8 @@ pub struct Machine<P> {
     memory_hash: MemoryHash,
     /// For which processors an NMI waits.
     pub(crate) nmi_held: u32,
+    /// The processor that ran last.
+    pub(crate) ran: u32,
     /// How far guest time may jump while the processor is halted.
     idle_horizon: GuestTime,
 }
@@ -154,7 +156,7 @@ impl<P: Processor> Machine<P> {
         let memory_hash = MemoryHash::new(board.memory());
         let idle_horizon = GuestTime::from_ns(u64::MAX);
         let scheduler = Scheduler::new(config.seed);
-        Ok(Self { config, board, processor, scheduler, gate, memory_hash, nmi_held: 0, idle_horizon })
+        Ok(Self { config, board, processor, scheduler, gate, memory_hash, nmi_held: 0, ran: 0, idle_horizon })
     }
 
     /// Puts a guest into memory and the processor at its entry, as a boot loader after firmware
@@ -302,10 +304,13 @@ impl<P: Processor> Machine<P> {
             }
             jumps = 0;
             let bound = self.bound(limit);
-            match self.processor.run(&mut self.board, bound) {
-                Exit::Limit | Exit::Halted => {}
-                Exit::Pause => self.pause(),
+            let exit = self.processor.run(&mut self.board, bound);
+            self.after_run(exit);
+            match exit {
+                Exit::Limit | Exit::Halted | Exit::Pause => {}
                 Exit::Shutdown => return Stop::TripleFault,
+                // The breakpoint of one whose turn is over is met in its next turn.
+                Exit::Debugger if self.ran != self.processor.current() && !self.processor.has_hit() => {}
                 Exit::Debugger => return Stop::Debugger,
             }
         }
@@ -385,6 +390,7 @@ impl<P: Processor> Machine<P> {
         self.board.restore(&state.board)?;
         // First, for what it does to the one that is left.
         self.processor.select(self.board.current_cpu());
+        self.ran = self.board.current_cpu();
         for (cpu, saved) in (0..).zip(&state.processors) {
             let restored = self.restored(cpu, saved)?;
             *self.processor.context_mut(cpu) = restored;
@@ -422,7 +428,8 @@ impl<P: Processor> Machine<P> {
     /// When the host cannot read back what the guest wrote to a disk.
     pub fn state_hash(&mut self) -> Result<StateHash, DiskError> {
         let state = self.save();
-        let board = postcard::to_stdvec(&(&state.board, state.nmi_held, &state.scheduler)).expect("plain data");
+        let board =
+            postcard::to_stdvec(&(&state.board, state.nmi_held, &state.scheduler)).expect("plain data");
         let mut devices = blake3::Hasher::new();
         devices.update(&board);
         let pci = self.board.pci();

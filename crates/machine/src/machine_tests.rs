@@ -1,10 +1,10 @@
 //! A whole machine with a processor that does what a test tells it.
 
 use super::*;
-use cpu::Bus;
 use crate::clock::Rate;
 use crate::gate::{ClockCorrection, Event, Journal};
 use crate::testing::{Fake, Program, Tray};
+use cpu::Bus;
 use cpu::CpuState;
 use std::sync::{Arc, Mutex};
 

@@ -48,6 +48,10 @@ pub trait Processor {
     fn run(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit;
     /// An NMI (for the one that runs), INIT or start-up IPI arrives at this boundary.
     fn signal(&mut self, bus: &mut dyn Bus, cpu: u32, signal: ProcessorSignal);
+    /// Whether a debugger's watchpoint was hit and nobody has asked for it yet.
+    fn has_hit(&self) -> bool {
+        false
+    }
     /// The state was replaced from outside (restore): whatever was derived from it is stale.
     fn state_replaced(&mut self) {}
 }
@@ -76,6 +80,9 @@ impl Processor for cpu::Vcpu {
     }
     fn model(&self) -> &x86::CpuModel {
         self.model()
+    }
+    fn has_hit(&self) -> bool {
+        self.has_watch_hit()
     }
     fn run(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
         match self.run(bus, limit) {

@@ -2,7 +2,7 @@
 //! outside.
 
 use crate::machine::Machine;
-use crate::processor::Processor;
+use crate::processor::{Exit, Processor};
 use crate::scheduler::Why;
 use cpu::{Activity, CpuState};
 use devices::ProcessorSignal;
@@ -37,29 +37,51 @@ impl<P: Processor> Machine<P> {
         }
     }
 
-    /// Lets the next one run if the turn of the running one is over. False when none can run.
+    /// Makes ready for the next instruction. False when no processor can execute one.
     pub(crate) fn schedule(&mut self) -> bool {
         let runnable = self.runnable();
         if runnable == 0 {
             return false;
         }
+        self.end_turn(runnable);
+        self.deliver_nmi();
+        self.tell_board();
+        true
+    }
+
+    /// At the position that a processor has reached, and before anything else there: whose turn it
+    /// is next, for `exit` or because a slice is over. So the state at a position says who executes
+    /// the instruction there, unless something that is due there changes it.
+    pub(crate) fn after_run(&mut self, exit: Exit) {
+        if self.processor.cpus() == 1 {
+            return;
+        }
+        self.ran = self.processor.current();
+        let halted = self.processor.state().activity == Activity::Halted;
+        if exit != Exit::Pause && !halted && !self.scheduler.is_over(self.position()) {
+            return;
+        }
+        let runnable = self.runnable();
+        if exit == Exit::Pause {
+            self.give_turn(runnable, Why::Pause);
+        } else if runnable != 0 {
+            self.end_turn(runnable);
+        }
+    }
+
+    fn end_turn(&mut self, runnable: u32) {
         let (here, current) = (self.position(), self.processor.current());
         if runnable >> current & 1 == 0 {
             self.give_turn(runnable, Why::Halt);
         } else if self.processor.cpus() > 1 && self.scheduler.is_over(here) {
             self.give_turn(runnable, Why::Slice);
         }
-        self.deliver_nmi();
-        self.tell_board();
-        true
     }
 
-    /// The running processor executed PAUSE and gives way.
-    pub(crate) fn pause(&mut self) {
-        let runnable = self.runnable();
-        if runnable != 0 {
-            self.give_turn(runnable, Why::Pause);
-        }
+    /// The processor that executed the last instruction, if the machine has run since it was made
+    /// or restored.
+    pub fn ran(&self) -> u32 {
+        self.ran
     }
 
     fn give_turn(&mut self, runnable: u32, why: Why) {

@@ -265,7 +265,7 @@ impl Chaos {
     /// How soon a processor that was woken may have its turn; `None`: when it comes.
     fn wake_delay(&mut self) -> Option<u64> {
         match self.below(4) {
-            0 => Some(self.below(64)),
+            0 => Some(1 + self.below(64)),
             1 | 2 => Some(self.scale(6, 16)),
             _ => None,
         }

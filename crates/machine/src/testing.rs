@@ -78,8 +78,7 @@ impl Processor for Fake {
             {
                 state.activity = Activity::Running;
                 state.gpr[8] += 1;
-                state.gpr[9] =
-                    state.gpr[9].wrapping_mul(31).wrapping_add(u64::from(vector) + at.count());
+                state.gpr[9] = state.gpr[9].wrapping_mul(31).wrapping_add(u64::from(vector) + at.count());
                 state.gpr[10] = u64::from(vector);
             }
             if at >= limit.min(bus.horizon()) {
