@@ -56,6 +56,9 @@ impl Vcpu {
 
     fn run_loop(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
         loop {
+            if std::mem::take(&mut self.contexts.paused) {
+                return Exit::Pause;
+            }
             self.settle(bus);
             if self.debugging.is_on() && self.debugger_stops() {
                 return Exit::Debugger;
@@ -83,6 +86,10 @@ impl Vcpu {
                 continue;
             }
             let mode = self.mode();
+            if self.runs_singly(mode) {
+                self.step(bus);
+                continue;
+            }
             self.tlb.enter_mode(&self.arena, mode);
             let left = (horizon - self.state().retired).min(self.stretch());
             self.horizon = self.state().retired + left;
@@ -212,6 +219,9 @@ impl Vcpu {
             Ok((done, keeps_rf, reloads_tf)) => {
                 let state = &mut self.hot().state;
                 state.retired += done.retired;
+                if !state.code64() {
+                    state.rip &= 0xffff_ffff;
+                }
                 if !keeps_rf {
                     state.rflags &= !flags::RF;
                 }
@@ -432,6 +442,7 @@ impl Vcpu {
         let horizon = self.horizon;
         let hot = self.hot();
         hot.pending = bus.interrupt_pending() as u32;
+        hot.yields = bus.yields_at_pause() as u32;
         let offset = bus.tsc_offset();
         hot.tsc_linear = offset.is_some() as u32;
         hot.tsc_base = offset
@@ -707,6 +718,7 @@ impl Vcpu {
             && !bus.interrupt_pending()
             && bus.horizon().count() >= self.horizon
             && !self.debugging.has_hit()
+            && !self.contexts.paused
             && !debug::debug_traps_armed(self.state());
         if !quiet || self.mode() != mode {
             return Next::Loop;
