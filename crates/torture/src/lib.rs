@@ -9,7 +9,8 @@
 //!   after each reset, triple fault or power-off.
 //! * [`judge()`] runs it at several paces, which must end in the same state: whole, in pieces, with
 //!   caches dropped at random, from Rust, and through a saved state.
-//! * [`minimise()`] leaves out every stage and slot that a failure does not need.
+//! * [`locate()`] names the instruction at which two paces part, and
+//!   [`minimise()`] leaves out every stage and slot that a failure does not need.
 //!
 //! A crash of the process and a run that does not come back are for the parent of the process that
 //! runs cases to see: the `torture` command.
@@ -24,12 +25,14 @@ mod dice;
 mod firmware;
 mod judge;
 mod layout;
+mod locate;
 mod minimise;
 mod run;
 mod stage;
 
 pub use case::{Case, Devices};
 pub use judge::{Complaint, judge};
+pub use locate::locate;
 pub use minimise::minimise;
 pub use run::{End, Outcome, Pace, run};
 pub use stage::{Kind, Slot, Stage};

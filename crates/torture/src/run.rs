@@ -99,6 +99,13 @@ pub fn run(case: &Case, pace: Pace) -> Outcome {
     Run::new(case, pace).to_the_end()
 }
 
+/// The machine at the end of a run.
+pub(crate) fn finish(case: &Case, pace: Pace) -> Machine<Vcpu> {
+    let mut run = Run::new(case, pace);
+    run.all();
+    run.machine
+}
+
 struct Run<'a> {
     case: &'a Case,
     pace: Pace,
@@ -145,6 +152,11 @@ impl<'a> Run<'a> {
     }
 
     fn to_the_end(mut self) -> Outcome {
+        self.all();
+        self.outcome()
+    }
+
+    fn all(&mut self) {
         let mut pieces = match self.pace {
             Pace::Pieces(seed) => Some(seed),
             _ => None,
@@ -172,7 +184,6 @@ impl<'a> Run<'a> {
                 break;
             }
         }
-        self.outcome()
     }
 
     fn position(&self) -> u64 {

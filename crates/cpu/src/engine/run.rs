@@ -1,6 +1,7 @@
 //! The run loop: finding and linking blocks, and acting on every reason for leaving them.
 
 use super::blocks::{BlockId, BlockKey, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
+use super::bounce::must_be_aligned;
 use super::classify::Class;
 use super::hot::{Hot, JUMP_ENTRIES, JumpEntry};
 use super::interpret::Faulted;
@@ -9,7 +10,7 @@ use super::signals::{self, Running};
 use super::tlb::Mapping;
 use super::translate::{Place, Translator};
 use super::vcpu::{Exit, Miss, Vcpu};
-use crate::core::Intent;
+use crate::core::{Intent, alignment_checked};
 use crate::marks::mark;
 use crate::walk::{self, Access};
 use crate::{Activity, Bus, debug, deliver};
@@ -69,7 +70,8 @@ impl Vcpu {
             let held = bus.interrupt_pending() && self.state().in_interrupt_shadow();
             let horizon = if held { self.state().retired + 1 } else { horizon };
             self.horizon = horizon;
-            if self.interpret_all || debug::debug_traps_armed(self.state()) {
+            let precise = debug::debug_traps_armed(self.state()) || alignment_checked(self.state());
+            if self.interpret_all || precise {
                 self.step(bus);
                 continue;
             }
@@ -189,12 +191,14 @@ impl Vcpu {
                     || instr.mnemonic() == iced_x86::Mnemonic::Iret;
                 use iced_x86::Mnemonic::{Int, Int3, Into, Syscall};
                 let reloads_tf = matches!(instr.mnemonic(), Int | Int3 | Into | Syscall);
-                self.interpret(bus, &instr, budget).map(|done| (done, keeps_rf, reloads_tf))
+                // A load of SS holds debug traps back; STI holds back interrupts only.
+                let loads_ss = instr.op0_register() == iced_x86::Register::SS;
+                self.interpret(bus, &instr, budget).map(|done| (done, keeps_rf, reloads_tf, loads_ss))
             }
             Err(exception) => Err(Faulted::from(exception)),
         };
         match outcome {
-            Ok((done, keeps_rf, reloads_tf)) => {
+            Ok((done, keeps_rf, reloads_tf, loads_ss)) => {
                 let state = &mut self.hot().state;
                 state.retired += done.retired;
                 if !keeps_rf {
@@ -202,7 +206,7 @@ impl Vcpu {
                 }
                 // Software interrupts clear TF, and SYSCALL goes by the TF that it leaves.
                 let single_step = before & if reloads_tf { state.rflags } else { u64::MAX } & flags::TF != 0;
-                if state.in_interrupt_shadow() {
+                if loads_ss && state.in_interrupt_shadow() {
                     return;
                 }
                 if single_step {
@@ -576,7 +580,12 @@ impl Vcpu {
         if crossing {
             mark!(Crossing);
         }
-        if !crossing && (!mode.is64() || paging::is_canonical(linear)) {
+        // A vector that has to be aligned and is not faults before its page is looked at.
+        let misaligned = size >= 16 && linear & (size as u64 - 1) != 0 && {
+            self.arrive_at(block, k);
+            matches!(self.decoded(bus, mode, id), Ok((instr, _)) if must_be_aligned(&instr))
+        };
+        if !crossing && !misaligned && (!mode.is64() || paging::is_canonical(linear)) {
             let state = &self.hot().state;
             if let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, write))
                 && let Some(page) = bus.ram().page_index(found.phys)

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
-use torture::{Case, End, judge, minimise};
+use torture::{Case, Complaint, End, judge, locate, minimise};
 
 /// Runs hostile guests and judges them.
 #[derive(Parser, Clone)]
@@ -60,7 +60,7 @@ fn work(arguments: &Arguments) -> ExitCode {
             Err(complaint) => {
                 if arguments.minimise {
                     let like = |case: &Case| judge(case).is_err_and(|other| other.is_like(&complaint));
-                    show(&minimise(&case, like));
+                    show(&minimise(&case, like), &complaint);
                 }
                 format!("fail {seed} {complaint}\n")
             }
@@ -72,7 +72,7 @@ fn work(arguments: &Arguments) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn show(case: &Case) {
+fn show(case: &Case, complaint: &Complaint) {
     eprintln!("seed {}: {:?}, inputs {:?}", case.seed, case.devices, case.inputs);
     for stage in &case.stages {
         eprintln!("  stage {} {:?} user {}", stage.place, stage.kind, stage.user);
@@ -80,6 +80,11 @@ fn show(case: &Case) {
             let bytes: Vec<String> = slot.0.iter().map(|byte| format!("{byte:02x}")).collect();
             eprintln!("    slot {n}: {}", bytes.join(" "));
         }
+    }
+    if let Complaint::Differs { pace, .. } = complaint
+        && let Some(place) = locate(case, *pace)
+    {
+        eprintln!("{place}");
     }
 }
 

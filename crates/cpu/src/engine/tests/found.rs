@@ -78,3 +78,45 @@ fn operands_that_share_a_tlb_slot_do_not_evict_each_other_for_ever() {
     assert_eq!(g.run(), Exit::Halted);
     assert_eq!(g.reg(gpr::RAX), 0x77);
 }
+
+/// The entry of a page in the guest's lowest table, without its Accessed bit.
+fn forget_access(g: &mut Guest, page: u64) -> GuestPhys {
+    let entry = GuestPhys(TABLES + 0x3000 + 8 * page);
+    assert!(g.board.ram.write_u64(entry, page << 12 | 3));
+    entry
+}
+
+#[test]
+fn a_misaligned_vector_faults_before_its_page_is_looked_at() {
+    for interpreted in [false, true] {
+        let mut g = Guest::program(|a| {
+            a.mov(esi, DATA as u32 + 4).unwrap();
+            a.addps(xmm0, xmmword_ptr(rsi)).unwrap();
+            a.hlt().unwrap();
+        });
+        catch(&mut g, 13);
+        let entry = forget_access(&mut g, DATA >> 12);
+        g.cpu.set_interpret_all(interpreted);
+        assert_eq!(g.run(), Exit::Halted);
+        assert_eq!(g.cpu.state().rip, STACK + 1, "a general protection fault");
+        let accessed = g.board.ram.read_u64(entry).unwrap() & 1 << 5;
+        assert_eq!(accessed, 0, "interpreted: {interpreted}");
+    }
+}
+
+#[test]
+fn sti_holds_back_interrupts_but_no_single_step() {
+    let mut g = Guest::program(|a| {
+        a.mov(esp, STACK as u32).unwrap();
+        a.push(0x102).unwrap();
+        a.popfq().unwrap();
+        a.sti().unwrap();
+        a.nop().unwrap();
+        a.hlt().unwrap();
+    });
+    catch(&mut g, 1);
+    assert_eq!(g.run(), Exit::Halted);
+    // POPFQ set TF, so the first trap comes after STI: at the NOP.
+    let pushed = g.board.ram.read_u64(GuestPhys(g.reg(gpr::RSP))).unwrap();
+    assert_eq!(pushed, CODE + 5 + 5 + 1 + 1, "the trap points behind STI");
+}
