@@ -12,6 +12,7 @@ use super::emit::{Emitter, guest_of};
 use super::flow;
 use super::hot::Field;
 use super::plain::{Rewriter, operand_size};
+use super::used::Used;
 use super::vcpu::{BOUNCE_CODE_BYTES, Vcpu};
 use crate::Bus;
 use crate::core::{Core, Intent};
@@ -102,12 +103,13 @@ impl Vcpu {
             &mut exits,
         );
         let mut rewriter = Rewriter::new();
+        let used = Used::of(info);
         let done = if memory {
             mark!(BouncedMemory);
-            rewriter.bounced(&mut e, instr, info, base + Field::BOUNCE + place as u32)
+            rewriter.bounced(&mut e, instr, used, base + Field::BOUNCE + place as u32)
         } else {
             mark!(BouncedRegisters);
-            rewriter.registers(&mut e, instr, info, &[])
+            rewriter.registers(&mut e, instr, used, &[])
         };
         if done.is_err() {
             return Err(Exception::ud());
@@ -188,7 +190,7 @@ fn operand(core: &Core, instr: &mut Instruction, info: &InstructionInfo) -> Resu
 
 /// #GP for a misaligned operand that must be aligned: before the address's form and its page are
 /// looked at. Where both are fine, the host finds out by itself.
-fn check_vector_alignment(core: &Core, instr: &Instruction) -> Result<(), Exception> {
+pub(super) fn check_vector_alignment(core: &Core, instr: &Instruction) -> Result<(), Exception> {
     let linear = flow::linear_address_unchecked(core, instr);
     let aligned = linear & (instr.memory_size().size() as u64 - 1) == 0;
     if aligned { Ok(()) } else { Err(Exception::gp(0)) }

@@ -219,7 +219,7 @@ fn touches_fpu(instr: &Instruction) -> bool {
 
 /// Whether the instruction delivers a pending x87 exception, before it looks at memory (SDM vol. 1,
 /// 8.3.11 and 8.6; for MMX, 9.5 and 11.6.6).
-fn waits_for_x87(instr: &Instruction) -> bool {
+pub(super) fn waits_for_x87(instr: &Instruction) -> bool {
     use CpuidFeature::*;
     use iced_x86::Mnemonic::{Fnclex, Fndisi, Fneni, Fninit, Fnsetpm, Fnstcw, Fnstsw};
     let x87 = instr.cpuid_features().iter().any(|f| matches!(f, FPU | FPU287 | FPU387));

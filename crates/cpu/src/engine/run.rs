@@ -1,15 +1,16 @@
 //! The run loop: finding and linking blocks, and acting on every reason for leaving them.
 
 use super::blocks::{BlockId, BlockKey, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
-use super::bounce::must_be_aligned;
+use super::bounce::{check_vector_alignment, must_be_aligned};
 use super::classify::Class;
 use super::hot::{Hot, JUMP_ENTRIES, JumpEntry};
-use super::interpret::Faulted;
+use super::interpret::{Faulted, waits_for_x87};
 use super::regs;
 use super::signals::{self, Running};
 use super::tlb::Mapping;
 use super::translate::{Place, Translator};
 use super::vcpu::{Exit, Miss, Vcpu};
+use super::x87;
 use crate::core::{Intent, alignment_checked};
 use crate::marks::mark;
 use crate::walk::{self, Access};
@@ -21,6 +22,15 @@ use x86::{Exception, flags, paging};
 
 /// How often the TLB is filled for one execution of an instruction before it is done from Rust.
 const FILLS_MAX: u8 = 4;
+
+/// An access that the TLB does not know.
+struct Wanted {
+    linear: u64,
+    size: usize,
+    write: bool,
+    /// It stands for a group: see [`ExitKind::Access`].
+    leads: bool,
+}
 
 /// What to do after an exit was handled.
 enum Next {
@@ -324,12 +334,11 @@ impl Vcpu {
             block: self.blocks.next_id(),
             page_id: self.blocks.page_id(key.virt >> 12, phys.page(), key.mode),
             second,
+            group: self.blocks.may_group(key.phys),
         };
-        let bytes = &bytes[phys.page_offset()..end];
-        let (block, code) = {
-            let breakpoints = &self.debugging.breakpoints;
-            self.translator.block(key, bytes, place, breakpoints, &mut self.blocks.exits)
-        };
+        let breakpoints = &self.debugging.breakpoints;
+        let (block, code) =
+            self.translator.block(key, &bytes[..end], place, breakpoints, &mut self.blocks.exits);
         self.arena.write_code(place.origin, &code);
         self.statistics.blocks_translated += 1;
         Ok(Some(self.blocks.add(block)))
@@ -369,6 +378,7 @@ impl Vcpu {
         let mut address = self.blocks.get(block).checked;
         loop {
             self.prepare_entry(bus);
+            self.drops_seen = self.tlb.drops;
             let id = self.enter(address);
             if id == ExitId(HOST_FAULT) {
                 self.host_fault(bus);
@@ -378,9 +388,9 @@ impl Vcpu {
             // Links lead from one mode to another (STAC, CLAC): the block left says which this is.
             let mode = self.blocks.get(exit.block).key.mode;
             let next = match exit.kind {
-                ExitKind::Access { register, displacement, size, write, .. } => {
+                ExitKind::Access { register, displacement, size, write, leads, .. } => {
                     let linear = self.host_register(register).wrapping_add(displacement as i64 as u64);
-                    self.access(bus, mode, id, linear, size as usize, write)
+                    self.access(bus, mode, id, Wanted { linear, size: size as usize, write, leads })
                 }
                 ExitKind::Branch { target, mode: to, .. } => {
                     self.arrive();
@@ -564,32 +574,23 @@ impl Vcpu {
     }
 
     /// A TLB miss: fill and retry, or execute the instruction from Rust.
-    #[allow(clippy::too_many_arguments)]
-    fn access(
-        &mut self,
-        bus: &mut dyn Bus,
-        mode: Mode,
-        id: ExitId,
-        linear: u64,
-        size: usize,
-        write: bool,
-    ) -> Next {
+    fn access(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId, wanted: Wanted) -> Next {
+        let Wanted { linear, size, write, leads } = wanted;
         let BlockExit { block, insn: k, .. } = self.blocks.exits[id.0 as usize];
         let virt = GuestVirt(linear);
         let crossing = virt.page_offset() + size > PAGE_SIZE;
         if crossing {
             mark!(Crossing);
         }
-        // A vector that has to be aligned and is not faults before its page is looked at.
-        let misaligned = size >= 16 && linear & (size as u64 - 1) != 0 && {
-            self.arrive_at(block, k);
-            matches!(self.decoded(bus, mode, id), Ok((instr, _)) if must_be_aligned(&instr))
-        };
-        if !crossing && !misaligned && (!mode.is64() || paging::is_canonical(linear)) {
+        let early = (size >= 16 || self.x87_in_host && x87::exception_pending())
+            && self.faults_before_access(bus, mode, id);
+        let mut shareable = !crossing;
+        if !crossing && !early && (!mode.is64() || paging::is_canonical(linear)) {
             let state = &self.hot().state;
             if let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, write))
                 && let Some(page) = bus.ram().page_index(found.phys)
             {
+                shareable = false;
                 let marks = bus.ram().marks(page);
                 let slow = write && marks.any(Marks::HOOKED) || marks.any(Marks::WATCHED);
                 if write && marks.any(Marks::HOOKED) {
@@ -601,12 +602,42 @@ impl Vcpu {
                     }
                     let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global };
                     self.tlb.fill_data(&self.arena, bus.ram(), mode, write, virt, page, &mapping);
+                    if self.groups_stale(block) {
+                        self.arrive_at(block, k);
+                        self.hot().budget = regs::encode_budget(self.horizon - self.state().retired);
+                        return self.go_on(bus, mode);
+                    }
                     return Next::Enter(self.blocks.get(block).insns[k as usize].host);
                 }
             }
         }
         self.arrive_at(block, k);
+        if leads && !shareable {
+            mark!(GroupRefused);
+            self.blocks.refuse_group(&mut self.arena, block);
+        }
         self.interpret_in_block(bus, mode, id)
+    }
+
+    /// Whether an addend that the block has put aside may be out of date.
+    fn groups_stale(&self, block: BlockId) -> bool {
+        let stale = self.blocks.get(block).grouped && self.tlb.drops != self.drops_seen;
+        if stale {
+            mark!(GroupsStale);
+        }
+        stale
+    }
+
+    /// Whether the instruction of an exit faults before its operand's page is looked at: a vector
+    /// that has to be aligned and is not, or a pending x87 exception.
+    fn faults_before_access(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId) -> bool {
+        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
+        self.arrive_at(block, insn);
+        let Ok((instr, _)) = self.decoded(bus, mode, id) else { return false };
+        if waits_for_x87(&instr) {
+            return self.x87_in_host && x87::exception_pending();
+        }
+        must_be_aligned(&instr) && check_vector_alignment(&self.core(bus), &instr).is_err()
     }
 
     /// Whether a retry of this instruction can succeed: two operands on pages that share a TLB slot
@@ -636,7 +667,11 @@ impl Vcpu {
             }
         };
         self.hot().state.retired += retired;
-        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
+        let BlockExit { block, insn, kind } = self.blocks.exits[id.0 as usize];
+        // The leader of a group has left nothing for the others.
+        if matches!(kind, ExitKind::Access { leads: true, .. }) || self.groups_stale(block) {
+            return Next::Loop;
+        }
         self.resume_after(bus, mode, block, insn, retired)
     }
 
@@ -658,8 +693,7 @@ impl Vcpu {
         let class = self.class_of(&instr);
         let inside = {
             let b = self.blocks.get(self.blocks.exits[id.0 as usize].block);
-            let start = b.key.phys as usize % PAGE_SIZE
-                + b.insns[self.blocks.exits[id.0 as usize].insn as usize].delta as usize;
+            let start = b.virt_of(self.blocks.exits[id.0 as usize].insn) as usize % PAGE_SIZE;
             start + instr.len() <= PAGE_SIZE
         };
         // Only what lies in the block's own page is thrown away together with the block; outside

@@ -120,3 +120,27 @@ fn sti_holds_back_interrupts_but_no_single_step() {
     let pushed = g.board.ram.read_u64(GuestPhys(g.reg(gpr::RSP))).unwrap();
     assert_eq!(pushed, CODE + 5 + 5 + 1 + 1, "the trap points behind STI");
 }
+
+#[test]
+fn a_pending_x87_exception_comes_before_the_operands_page_is_looked_at() {
+    for interpreted in [false, true] {
+        let mut g = Guest::program(|a| {
+            a.mov(esi, DATA as u32).unwrap();
+            a.fninit().unwrap();
+            a.mov(dword_ptr(rsp - 8), 0x340).unwrap(); // division by zero unmasked, and no other
+            a.fldcw(word_ptr(rsp - 8)).unwrap();
+            a.fldz().unwrap();
+            a.fld1().unwrap();
+            a.fdivrp(st1, st0).unwrap();
+            a.fist(dword_ptr(rsi)).unwrap();
+            a.hlt().unwrap();
+        });
+        catch(&mut g, 16);
+        let entry = forget_access(&mut g, DATA >> 12);
+        g.cpu.set_interpret_all(interpreted);
+        assert_eq!(g.run(), Exit::Halted);
+        assert_eq!(g.cpu.state().rip, STACK + 1, "a floating-point error");
+        let touched = g.board.ram.read_u64(entry).unwrap() & (1 << 5 | 1 << 6);
+        assert_eq!(touched, 0, "interpreted: {interpreted}");
+    }
+}
