@@ -48,18 +48,34 @@ impl Vcpu {
         if core.state.code64() && !paging::is_canonical(start.0) {
             return Err(Exception::gp(0));
         }
+        // The code segment's limit comes before the page of what lies behind it.
+        let most = if core.state.code64() {
+            MAX_BYTES
+        } else {
+            let limit = core.state.seg[1].limit as u64;
+            let left = limit.checked_sub(core.state.rip).ok_or(Exception::gp(0))?;
+            MAX_BYTES.min(left as usize + 1)
+        };
         let access = Access::fetch(core.state);
         let mut bytes = [0; MAX_BYTES];
-        let first = (PAGE_SIZE - start.page_offset()).min(MAX_BYTES);
+        let first = (PAGE_SIZE - start.page_offset()).min(most);
         core.read_as(start.0, &mut bytes[..first], access)?;
         let instr = self.decode(&bytes[..first]);
-        // Invalid already in what the first page holds, or does it go on?
+        // Invalid already in what is there, or does it go on?
         if !instr.is_invalid() || first == MAX_BYTES || !self.incomplete(&bytes[..first]) {
             return Ok(instr);
         }
         let second = GuestVirt(start.0.wrapping_add(first as u64));
-        self.core(bus).read_as(second.0, &mut bytes[first..], access)?;
-        Ok(self.decode(&bytes))
+        let leaves = if self.state().code64() { !paging::is_canonical(second.0) } else { first == most };
+        if leaves {
+            return Err(Exception::gp(0));
+        }
+        self.core(bus).read_as(second.0, &mut bytes[first..most], access)?;
+        let instr = self.decode(&bytes[..most]);
+        if instr.is_invalid() && most < MAX_BYTES && self.incomplete(&bytes[..most]) {
+            return Err(Exception::gp(0));
+        }
+        Ok(instr)
     }
 
     fn incomplete(&self, bytes: &[u8]) -> bool {

@@ -253,6 +253,10 @@ impl Vcpu {
         if !mode.is64() && state.rip > state.seg[1].limit as u64 {
             return Err(Exception::gp(0));
         }
+        // Translated code knows nothing of the limit: what has one is fetched by Rust, which looks.
+        if !mode.is64() && !mode.has(Mode::FLAT[1]) {
+            return Ok(None);
+        }
         let Some(phys) = self.code_page(bus, mode, virt)? else { return Ok(None) };
         let phys = phys.offset(virt.page_offset() as u64);
         let key = BlockKey { phys: phys.0, virt: virt.0, mode, limit: limit as u8 };

@@ -144,3 +144,27 @@ fn a_pending_x87_exception_comes_before_the_operands_page_is_looked_at() {
         assert_eq!(touched, 0, "interpreted: {interpreted}");
     }
 }
+
+#[test]
+fn code_in_a_segment_ends_at_its_limit() {
+    for limit in [0xffff_ffff, 5, 4, 1] {
+        for interpreted in [false, true] {
+            // Five bytes of MOV behind a NOP, the last of them at offset 5.
+            let mut g = Guest::new(&[0x90, 0xb8, 1, 0, 0, 0, 0xf4]);
+            catch(&mut g, 13);
+            g.cpu.set_interpret_all(interpreted);
+            let s = g.cpu.state_mut();
+            s.seg[1] = Segment { base: CODE, limit, attributes: 0x409b, selector: 8 };
+            s.rip = 0;
+            assert_eq!(g.run(), Exit::Halted);
+            let rip = g.cpu.state().rip;
+            let moved = g.reg(gpr::RAX) == 1;
+            let expected = match limit {
+                5 => (STACK + 1, true), // the HLT at 6 lies beyond
+                0xffff_ffff => (7, true),
+                _ => (STACK + 1, false), // the MOV reaches beyond
+            };
+            assert_eq!((rip, moved), expected, "limit {limit:#x}, interpreted: {interpreted}");
+        }
+    }
+}
