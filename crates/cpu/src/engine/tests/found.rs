@@ -168,3 +168,24 @@ fn code_in_a_segment_ends_at_its_limit() {
         }
     }
 }
+
+#[test]
+fn a_handler_that_faults_at_once_does_not_stop_the_count() {
+    let mut at_ends = Vec::new();
+    for (interpreted, step) in [(false, 1000), (false, 1), (true, 1000)] {
+        let mut g = Guest::program(|a| {
+            a.mov(esp, DATA as u32).unwrap();
+            a.ud2().unwrap();
+        });
+        catch(&mut g, 6);
+        assert!(g.board.ram.write(GuestPhys(STACK), &[0x0f, 0x0b]), "the handler is undefined too");
+        g.cpu.set_interpret_all(interpreted);
+        for limit in (step..=1000).step_by(step as usize) {
+            assert_eq!(g.run_to(limit), Exit::Limit);
+            assert_eq!(g.cpu.position().count(), limit);
+        }
+        at_ends.push(g.reg(gpr::RSP));
+    }
+    // MOV and 999 events, and the first of them, which follows an instruction; frames are aligned.
+    assert_eq!(at_ends, [DATA - 40 - 48 * 999; 3]);
+}
