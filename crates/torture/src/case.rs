@@ -120,10 +120,10 @@ impl Case {
     /// Page tables: the first 4 GiB at their own addresses, the low 4 MiB in 4 KiB pages.
     fn tables(&self) -> Vec<(u64, Vec<u8>)> {
         let table = PRESENT | WRITABLE | USER;
-        let pdpt: Vec<u64> = (0..4).map(|n| layout::PDS + n * 0x1000 | table).collect();
+        let pdpt: Vec<u64> = (0..4).map(|n| (layout::PDS + n * 0x1000) | table).collect();
         let directories: Vec<u64> = (0..2048u64)
             .map(|n| match n {
-                0..2 => layout::PTS + n * 0x1000 | table,
+                0..2 => (layout::PTS + n * 0x1000) | table,
                 _ => n << 21 | PRESENT | WRITABLE | LARGE | if n % 3 == 0 { USER } else { 0 },
             })
             .collect();

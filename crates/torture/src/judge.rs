@@ -37,7 +37,7 @@ pub fn judge(case: &Case) -> Result<Outcome, Complaint> {
     let middle = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) % whole.position.max(1);
     let mut paces = vec![Pace::Whole, Pace::Chaos(seed | 1), Pace::Pieces(seed), Pace::Restored(middle)];
     // Slow, so not for all.
-    if seed % 4 == 0 {
+    if seed.is_multiple_of(4) {
         paces.push(Pace::Interpreted);
     }
     for pace in paces {

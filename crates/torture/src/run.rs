@@ -96,7 +96,7 @@ impl Outside for Tray {
 /// # Panics
 /// When the machine cannot be made on this host: no memory, a processor without what the model asks.
 pub fn run(case: &Case, pace: Pace) -> Outcome {
-    Run::new(case, pace).to_the_end()
+    Run::new(case, pace).into_outcome()
 }
 
 /// The machine at the end of a run.
@@ -151,7 +151,7 @@ impl<'a> Run<'a> {
         self.begin();
     }
 
-    fn to_the_end(mut self) -> Outcome {
+    fn into_outcome(mut self) -> Outcome {
         self.all();
         self.outcome()
     }
@@ -310,7 +310,7 @@ fn bus(case: &Case) -> Result<PciBus, machine::PciFull> {
     }
     if let Some(sectors) = case.devices.disk {
         let base = Arc::new(Zeros(sectors * disk::SECTOR_SIZE));
-        bus.add_disk(Overlay::new(base, Store::in_temp_dir(64 << 20)), "torture", case.seed % 8 == 0)?;
+        bus.add_disk(Overlay::new(base, Store::in_temp_dir(64 << 20)), "torture", case.seed.is_multiple_of(8))?;
     }
     if case.devices.card {
         bus.add_card([2, 0, 0, 0, 0, 1], 1500)?;

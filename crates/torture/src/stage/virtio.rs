@@ -139,7 +139,7 @@ fn descriptor(dice: &mut Dice, count: usize) -> [u64; 2] {
     let address = match dice.below(20) {
         0 => super::address(dice),
         1 => layout::BUFFERS.end - dice.below(64) as u64,
-        _ => layout::BUFFERS.start + dice.below(buffers as usize) as u64 & !15,
+        _ => (layout::BUFFERS.start + dice.below(buffers as usize) as u64) & !15,
     };
     let len = match dice.below(10) {
         0 => dice.number() & 0xffff_ffff,
