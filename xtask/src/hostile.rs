@@ -19,5 +19,5 @@ pub fn run(options: &Options) -> Result {
     let (first, last) = (options.seed.to_string(), options.seed.saturating_add(1 << 32).to_string());
     let minutes = options.minutes.to_string();
     let words = ["run", "--profile", "checked", "--locked", "-p", "torture", "--", &first, &last];
-    workspace::run("cargo", &[&words[..], &["--minutes", &minutes, "--minimise"]].concat(), &[])
+    workspace::run("cargo", &[&words[..], &["--minutes", &minutes]].concat(), &[])
 }

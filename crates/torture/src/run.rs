@@ -310,7 +310,11 @@ fn bus(case: &Case) -> Result<PciBus, machine::PciFull> {
     }
     if let Some(sectors) = case.devices.disk {
         let base = Arc::new(Zeros(sectors * disk::SECTOR_SIZE));
-        bus.add_disk(Overlay::new(base, Store::in_temp_dir(64 << 20)), "torture", case.seed.is_multiple_of(8))?;
+        bus.add_disk(
+            Overlay::new(base, Store::in_temp_dir(64 << 20)),
+            "torture",
+            case.seed.is_multiple_of(8),
+        )?;
     }
     if case.devices.card {
         bus.add_card([2, 0, 0, 0, 0, 1], 1500)?;

@@ -20,7 +20,7 @@ struct Arguments {
     /// Ends after this many minutes, wherever it is
     #[arg(long)]
     minutes: Option<u64>,
-    /// A case that takes longer is a hang
+    /// A case that takes more of a processor's time is a hang
     #[arg(long, default_value_t = 60)]
     seconds_per_case: u64,
     /// Makes failures small and prints them
@@ -113,59 +113,94 @@ fn spawn(arguments: &Arguments, first: u64) -> std::io::Result<Worker> {
     Ok(Worker { child, lines })
 }
 
+/// Processor time a child has taken, in seconds.
+fn processor_seconds(child: &Child) -> u64 {
+    const TICKS_A_SECOND: u64 = 100;
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    // Behind the name, which ends with the last parenthesis: state is field 3, user time 14.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>() / TICKS_A_SECOND
+}
+
+/// What was found so far.
+struct Tally {
+    next: u64,
+    failures: u32,
+    sums: [u64; 9],
+}
+
+impl Tally {
+    fn fail(&mut self, what: &str) {
+        println!("fail {what}");
+        self.failures += 1;
+        self.next += 1;
+    }
+
+    /// Takes in a line of a worker.
+    fn note(&mut self, line: &str) {
+        if let Some(figures) = line.strip_prefix("end ") {
+            let figures = figures.split(' ').map(|word| word.parse::<u64>().unwrap_or(0));
+            self.sums.iter_mut().zip(figures.skip(1)).for_each(|(sum, figure)| *sum += figure);
+            self.sums[8] += 1;
+            self.next += 1;
+        } else if let Some(what) = line.strip_prefix("fail ") {
+            self.fail(what);
+        }
+    }
+}
+
+/// Listens to a worker until it ends; false when there is no more to do.
+fn follow(arguments: &Arguments, worker: &mut Worker, tally: &mut Tally, end: Option<Instant>) -> bool {
+    let mut begun = 0;
+    let more = loop {
+        let line = worker.lines.recv_timeout(Duration::from_secs(1));
+        if end.is_some_and(|end| Instant::now() >= end) || tally.failures >= arguments.failures {
+            break false;
+        }
+        match line {
+            Ok(line) => {
+                tally.note(&line);
+                begun = processor_seconds(&worker.child);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let taken = processor_seconds(&worker.child).saturating_sub(begun);
+                if taken > arguments.seconds_per_case && !arguments.minimise {
+                    let what = format!("{} no end within {taken} s of a processor's time", tally.next);
+                    tally.fail(&what);
+                    break true;
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = worker.child.wait();
+                if tally.next < arguments.last {
+                    let what = format!("{} the process died: {status:?}", tally.next);
+                    tally.fail(&what);
+                }
+                return true;
+            }
+        }
+    };
+    let _ = worker.child.kill().and_then(|()| worker.child.wait());
+    more
+}
+
 fn supervise(arguments: &Arguments) -> ExitCode {
     let started = Instant::now();
     let end = arguments.minutes.map(|minutes| started + Duration::from_secs(60 * minutes));
-    let mut sums = [0u64; 9];
-    let mut failures = 0;
-    let mut next = arguments.first;
-    'children: while next < arguments.last && failures < arguments.failures {
-        let mut worker = match spawn(arguments, next) {
+    let mut tally = Tally { next: arguments.first, failures: 0, sums: [0; 9] };
+    while tally.next < arguments.last && tally.failures < arguments.failures {
+        let mut worker = match spawn(arguments, tally.next) {
             Ok(worker) => worker,
             Err(why) => {
                 eprintln!("torture: the worker cannot be started: {why}");
                 return ExitCode::from(2);
             }
         };
-        loop {
-            let line = worker.lines.recv_timeout(Duration::from_secs(arguments.seconds_per_case));
-            if end.is_some_and(|end| Instant::now() >= end) || failures >= arguments.failures {
-                let _ = worker.child.kill().and_then(|()| worker.child.wait());
-                break 'children;
-            }
-            match line {
-                Ok(line) => {
-                    if let Some(figures) = line.strip_prefix("end ") {
-                        let figures = figures.split(' ').map(|word| word.parse::<u64>().unwrap_or(0));
-                        sums.iter_mut().zip(figures.skip(1)).for_each(|(sum, figure)| *sum += figure);
-                        sums[8] += 1;
-                        next += 1;
-                    } else if line.starts_with("fail ") {
-                        println!("{line}");
-                        failures += 1;
-                        next += 1;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) if !arguments.minimise => {
-                    println!("fail {next} no end within {} s", arguments.seconds_per_case);
-                    failures += 1;
-                    next += 1;
-                    let _ = worker.child.kill().and_then(|()| worker.child.wait());
-                    break;
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    let status = worker.child.wait();
-                    if next < arguments.last {
-                        println!("fail {next} the process died: {status:?}");
-                        failures += 1;
-                        next += 1;
-                    }
-                    break;
-                }
-            }
+        if !follow(arguments, &mut worker, &mut tally, end) {
+            break;
         }
     }
+    let Tally { failures, sums, .. } = tally;
     let [instructions, triple, resets, offs, panics, halts, inputs, outputs, cases] = sums;
     println!(
         "{cases} cases from seed {}, {instructions} instructions each several times, in {} s: {triple} triple faults, \
