@@ -99,6 +99,31 @@ pub fn attach(initrd: Vec<u8>, job: &Job) -> Result<Vec<u8>, GuestError> {
     Ok(crate::archive::join(initrd, &job.archive()?))
 }
 
+/// Whether a guest that was started with this initrd (or the part of it behind the initramfs's own
+/// file) and command line has a job, and if so whether that reads the console until a Control-D.
+pub fn find(initrd: &[u8], command_line: &str) -> Option<bool> {
+    let by_word =
+        command_line.split_whitespace().filter_map(|word| word.strip_prefix("hindsight.mode=")).last();
+    if let Some(mode) = by_word {
+        return Some(mode == base64(Mode::Pipe.line().as_bytes()));
+    }
+    // Archives are padded with zeros, and ours is not compressed.
+    let begin = initrd.iter().position(|byte| *byte != 0)?;
+    let mut rest = &initrd[begin..];
+    loop {
+        let mut entry = cpio::newc::Reader::new(rest).ok()?;
+        if entry.entry().is_trailer() {
+            return None;
+        }
+        if entry.entry().name() == "hindsight/mode" {
+            let mut mode = String::new();
+            std::io::Read::read_to_string(&mut entry, &mut mode).ok()?;
+            return Some(mode == Mode::Pipe.line());
+        }
+        rest = entry.finish().ok()?;
+    }
+}
+
 /// The word as a POSIX shell reads it back unchanged.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,+@%".contains(c);
@@ -210,6 +235,20 @@ mod tests {
             Some("hindsight.command=eHgK hindsight.mode=cGlwZQo=")
         );
         assert_eq!(job(2000).kernel_parameters(), None);
+    }
+
+    #[test]
+    fn a_job_is_found_where_it_was_put() {
+        let job = |mode| Job { script: "x".into(), mode };
+        let terminal = Mode::Terminal { rows: 24, columns: 80, term: "vt100".into() };
+        for (mode, pipe) in [(Mode::Batch, false), (Mode::Pipe, true), (terminal, false)] {
+            let job = job(mode);
+            let initrd = attach(vec![7; 700], &job).unwrap();
+            assert_eq!(find(&initrd[700..], "quiet"), Some(pipe));
+            assert_eq!(find(&[], &format!("quiet {}", job.kernel_parameters().unwrap())), Some(pipe));
+        }
+        assert_eq!(find(&[], "quiet"), None);
+        assert_eq!(find(&[0, 1, 2], ""), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The words of the command line.
 
 use crate::failure::Failure;
-use crate::values::{ConsoleTo, Forward, Net, Pos, Size, duration};
+use crate::values::{ConsoleTo, Forward, Net, Pos, RecPos, Size, duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -64,6 +64,12 @@ pub struct Demo {
 pub struct Run {
     #[command(flatten)]
     pub guest: GuestOptions,
+    /// Go on living from a place in the past of a recording, which stays as it is: REC@POS, or @POS in
+    /// the latest. The guest and its command are the recorded ones
+    #[arg(long, value_name = "REC@POS", conflicts_with_all = [
+        "kernel", "initrd", "append", "debian", "memory", "cpus", "cpu", "disk", "clock", "seed", "reset", "command",
+    ])]
+    pub from: Option<RecPos>,
     #[command(flatten)]
     pub host: HostOptions,
     /// Run this in the guest; its output is the console's and its exit status becomes ours. One
@@ -83,6 +89,9 @@ pub struct Record {
     /// Take a checkpoint every so many instructions; 0: none
     #[arg(long, value_name = "N", default_value_t = timeline::CHECKPOINT_EVERY)]
     pub checkpoint_every: u64,
+    /// How much disk checkpoints may take; beyond it old ones are thinned out
+    #[arg(long, value_name = "SIZE", default_value = "4G")]
+    pub checkpoint_budget: Size,
 }
 
 /// `hindsight replay`

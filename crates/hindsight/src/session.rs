@@ -16,7 +16,7 @@ use crate::values::{Forward, Net, Pos};
 use guest::job::Job;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
-use timeline::Tuning;
+use timeline::{Spacing, Tuning};
 
 /// A guest, complete and checked: every file existed and was readable a moment ago.
 #[derive(Clone, Debug)]
@@ -84,8 +84,23 @@ pub struct HostSide {
     pub progress: Progress,
     /// What has no effect on the guest.
     pub tuning: Tuning,
-    /// Instructions between checkpoints of a recording; `None` takes none.
-    pub checkpoint_every: Option<u64>,
+    /// The checkpoints of a recording; `None` takes none.
+    pub checkpoints: Option<Spacing>,
+}
+
+/// A place in the past of a recording to go live from.
+#[derive(Clone, Debug)]
+pub struct BranchPlan {
+    /// A folder or packed file.
+    pub recording: PathBuf,
+    /// Where in it.
+    pub at: Pos,
+    /// Where the network card leads now; nowhere, if the guest has none.
+    pub net: Net,
+    /// Only with [`Net::User`].
+    pub forwards: Vec<Forward>,
+    /// Whether somebody or something may give the console input.
+    pub input: bool,
 }
 
 /// What a run, recording or replay came to.
@@ -101,6 +116,8 @@ pub struct Outcome {
     pub exit: Exit,
     /// The last status that the job reported; the power-off follows it.
     pub job_status: Option<u8>,
+    /// Whether a job was to run.
+    pub with_job: bool,
     /// One line about the end for people, such as where a replay diverged.
     pub note: Option<String>,
 }
@@ -136,6 +153,14 @@ pub trait Machine {
         folder: &Path,
         host: HostSide,
     ) -> Result<(Outcome, RecordFigures), Failure>;
+
+    /// Goes live from a place in the past; without a folder, without a recording.
+    fn branch(
+        &self,
+        plan: &BranchPlan,
+        folder: Option<&Path>,
+        host: HostSide,
+    ) -> Result<(Outcome, Option<RecordFigures>), Failure>;
 
     /// Replays a recording (a folder or a packed file) up to `to`, checking every hash; with
     /// `bisect`, a divergence is narrowed down to its first instruction.

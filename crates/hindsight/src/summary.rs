@@ -141,6 +141,7 @@ mod tests {
             state_hash: "ab".into(),
             exit,
             job_status,
+            with_job: false,
             note: None,
         }
     }

@@ -15,6 +15,7 @@
 //! depend on anything but the recording.
 #![forbid(unsafe_code)]
 
+mod branch;
 mod capture;
 mod checkpointing;
 mod divergence;
@@ -30,7 +31,8 @@ mod session;
 mod touched;
 mod travel;
 
-pub use checkpointing::{CHECKPOINT_EVERY, Checkpointer};
+pub use branch::Past;
+pub use checkpointing::{CHECKPOINT_EVERY, Checkpointer, Spacing};
 pub use divergence::{Divergence, Part};
 pub use guest::{Card, ClockMode, DiskSpec, Guest, KernelFile, Tuning};
 pub use images::DiskOpenError;

@@ -16,6 +16,7 @@
 //! a breakpoint on the first instruction of an exception's or interrupt's handler the machine may
 //! stand behind that, at the same position; [`Travel`] remembers and starts over when needed.
 
+use crate::branch::{Difference, Past};
 use crate::capture::{Capture, Keeper, disks_of};
 use crate::checkpointing::bring_back;
 use crate::replay::{Trouble, checked_guest, end_of, gate_from};
@@ -535,10 +536,25 @@ impl Travel {
         Ok(&self.console)
     }
 
-    /// Leaves the past: the machine as it stands, open to live input, with a future of its own.
-    pub fn go_live(mut self) -> Session {
+    /// Leaves the past: the machine as it stands, open to live input, with a future of its own; and
+    /// what a recording of that has to know of the past.
+    ///
+    /// # Errors
+    /// As [`Travel::seek`], and when the run had ended here.
+    pub fn go_live(mut self) -> Result<(Session, Past), ReplayError> {
         self.set(&Until::default());
+        let at = self.position();
+        self.seek(at)?;
+        let here = self.keeper.capture(&mut self.session);
+        let nearest = self.recorded.as_ref().and_then(|recorded| recorded.at_or_before(at));
+        let loaded = nearest.and_then(|checkpoint| Some((self.load(&checkpoint)?, checkpoint)));
+        // Loading has used the disks.
+        self.restore(&here)?;
         self.session.machine_mut().set_gate(Gate::live(None));
-        self.session
+        let checkpoint = loaded.zip(self.recorded).map(|((capture, checkpoint), recorded)| {
+            (recorded, checkpoint, Difference::between(&capture, &here))
+        });
+        let past = Past::new(self.recording, at, checkpoint, here.ram.pages_in_use());
+        Ok((self.session, past))
     }
 }

@@ -12,24 +12,26 @@ use recording::{HashCache, Recording};
 use std::path::Path;
 use std::time::Duration;
 use symbols::{Extents, Symbols, elf, image, modules, orc, slide};
-use timeline::{Travel, Tuning};
+use timeline::{ReplayError, Travel, Tuning};
 
 /// Opens a recording and goes to a place.
 pub fn travel_to(path: &Path, at: Option<Pos>, tuning: &Tuning) -> Result<Travel, Failure> {
     let recording = Recording::open(path).map_err(recording_failure)?;
     let mut travel = Travel::open(recording, tuning, &mut HashCache::for_user()).map_err(replay_failure)?;
-    let end = travel.end();
-    let to = match at.unwrap_or(Pos::End) {
-        Pos::Count(count) => Position::from_count(count),
-        Pos::Share(share) => Position::from_count((end.count() as f64 * share.clamp(0.0, 1.0)) as u64),
-        Pos::Time(time) => {
-            let time = GuestTime::from_ns(time.as_nanos() as u64);
-            position_at(&mut travel, time).map_err(replay_failure)?
-        }
-        Pos::End => end,
-    };
+    let to = position_of(&mut travel, at.unwrap_or(Pos::End)).map_err(replay_failure)?;
     travel.seek(to).map_err(replay_failure)?;
     Ok(travel)
+}
+
+/// The position that a place is in a recording.
+pub fn position_of(travel: &mut Travel, place: Pos) -> Result<Position, ReplayError> {
+    let end = travel.end();
+    Ok(match place {
+        Pos::Count(count) => Position::from_count(count).min(end),
+        Pos::Share(share) => Position::from_count((end.count() as f64 * share.clamp(0.0, 1.0)) as u64),
+        Pos::Time(time) => position_at(travel, GuestTime::from_ns(time.as_nanos() as u64))?,
+        Pos::End => end,
+    })
 }
 
 /// Serves gdb until it leaves.
