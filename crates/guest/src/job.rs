@@ -103,7 +103,7 @@ pub fn attach(initrd: Vec<u8>, job: &Job) -> Result<Vec<u8>, GuestError> {
 /// file) and command line has a job, and if so whether that reads the console until a Control-D.
 pub fn find(initrd: &[u8], command_line: &str) -> Option<bool> {
     let by_word =
-        command_line.split_whitespace().filter_map(|word| word.strip_prefix("hindsight.mode=")).last();
+        command_line.split_whitespace().filter_map(|word| word.strip_prefix("hindsight.mode=")).next_back();
     if let Some(mode) = by_word {
         return Some(mode == base64(Mode::Pipe.line().as_bytes()));
     }

@@ -43,7 +43,7 @@ pub use record::{HASH_EVERY, RecordError, Recorder};
 pub use replay::{Replay, ReplayError, ReplayStop, Target};
 pub use session::{Session, SessionError};
 pub use touched::touched_blocks;
-pub use travel::{ConsoleText, Hit, Marked, Pause, Travel, Until, WatchRange};
+pub use travel::{Change, ChangeError, ConsoleText, Hit, Marked, Over, Pause, Travel, Until, WatchRange};
 
 /// The version of the machine's behaviour. A recording replays only on the same one, so it changes
 /// with everything a guest can see or a state hash covers.

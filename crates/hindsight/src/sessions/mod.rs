@@ -4,6 +4,7 @@ mod branch;
 mod debug;
 mod host;
 mod recordings;
+mod registers;
 mod target;
 mod wire;
 
