@@ -67,7 +67,7 @@ pub struct Run {
     /// Go on living from a place in the past of a recording, which stays as it is: REC@POS, or @POS in
     /// the latest. The guest and its command are the recorded ones
     #[arg(long, value_name = "REC@POS", conflicts_with_all = [
-        "kernel", "initrd", "append", "debian", "memory", "cpus", "cpu", "disk", "clock", "seed", "reset", "command",
+        "kernel", "initrd", "append", "debian", "memory", "cpus", "cpu", "disk", "file", "clock", "seed", "reset", "command",
     ])]
     pub from: Option<RecPos>,
     #[command(flatten)]
@@ -122,9 +122,9 @@ pub struct Debug {
     /// Serve gdb at HOST:PORT, :PORT or the path of a socket, instead of starting it
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
-    /// A vmlinux with debug information for the guest's kernel
+    /// Debug information: a vmlinux of the guest's kernel, or the .ko of a loaded module (repeatable)
     #[arg(long, value_name = "FILE")]
-    pub symbols: Option<PathBuf>,
+    pub symbols: Vec<PathBuf>,
 }
 
 /// `hindsight info`
@@ -170,12 +170,28 @@ pub struct Pack {
 pub enum Guest {
     /// Make a bootable Debian root image, without root
     Make(GuestMake),
+    /// Build a kernel module for the small guest's kernel, without root
+    Module(GuestModule),
     /// Fetch Debian's kernel and busybox again, and print where they are
     Fetch {
         /// Which of Debian's kernels
         #[arg(long, value_name = "KERNEL", default_value = "cloud")]
         debian: Debian,
     },
+}
+
+/// `hindsight guest module`
+#[derive(Debug, Args)]
+pub struct GuestModule {
+    /// The folder with the sources and a Kbuild file
+    #[arg(value_name = "FOLDER")]
+    pub sources: PathBuf,
+    /// The folder that the .ko goes to
+    #[arg(short, long, value_name = "FOLDER", default_value = ".")]
+    pub output: PathBuf,
+    /// For which of Debian's kernels
+    #[arg(long, value_name = "KERNEL", default_value = "cloud")]
+    pub debian: Debian,
 }
 
 /// `hindsight guest make`
@@ -229,6 +245,9 @@ pub struct GuestOptions {
     /// Disk image, raw or qcow2; never written to (repeatable)
     #[arg(long, value_name = "FILE")]
     pub disk: Vec<PathBuf>,
+    /// Put a file into the guest's /root, where commands start (repeatable, 4M in all)
+    #[arg(long, value_name = "FILE")]
+    pub file: Vec<PathBuf>,
     /// Network: none, user, tap=INTERFACE or unix=PATH
     #[arg(long, default_value = "none")]
     pub net: Net,

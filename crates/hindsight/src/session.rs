@@ -25,6 +25,8 @@ pub struct GuestPlan {
     pub kernel: PathBuf,
     /// Initial RAM disk, without the job; see [`GuestPlan::initrd`].
     pub initrd: Option<PathBuf>,
+    /// Files to put into the guest.
+    pub files: Vec<PathBuf>,
     /// The command to run.
     pub job: Option<Job>,
     /// The kernel's command line, final.
@@ -58,7 +60,10 @@ impl GuestPlan {
     /// The initrd's bytes as the guest gets them: the file, and the job's archive after it.
     pub fn initrd(&self) -> Result<Option<Vec<u8>>, Failure> {
         let Some(path) = &self.initrd else { return Ok(None) };
-        let bytes = read(path)?;
+        let mut bytes = read(path)?;
+        if !self.files.is_empty() {
+            bytes = guest::job::attach_files(bytes, &self.files)?;
+        }
         Ok(Some(match &self.job {
             Some(job) => guest::job::attach(bytes, job)?,
             None => bytes,
@@ -138,6 +143,8 @@ pub struct Ready {
     pub address: String,
     /// What to tell a gdb that is started for this: symbols, and to connect.
     pub script: String,
+    /// A file of the guest kernel's own names, for gdb's `add-symbol-file`.
+    pub symbols: Option<PathBuf>,
 }
 
 /// What the machine's side has to be able to do.
@@ -178,7 +185,7 @@ pub trait Machine {
         &self,
         recording: &Path,
         at: Option<Pos>,
-        symbols: Option<&Path>,
+        symbols: &[PathBuf],
         listen: &Listen,
         ready: &mut dyn FnMut(&Ready),
         stop: &Stop,

@@ -98,6 +98,7 @@ fn plan(guest: SmallGuest) -> GuestPlan {
     GuestPlan {
         kernel: guest.kernel,
         initrd: Some(guest.initrd),
+        files: Vec::new(),
         job: Some(Job { script: WORK.trim().to_owned(), mode: Mode::Batch }),
         append: "console=ttyS0 quiet loglevel=1".to_owned(),
         memory_bytes: 512 << 20,

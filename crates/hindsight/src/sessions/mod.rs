@@ -116,7 +116,7 @@ impl Machine for Sessions {
         &self,
         recording: &Path,
         at: Option<Pos>,
-        symbols: Option<&Path>,
+        symbols: &[std::path::PathBuf],
         listen: &Listen,
         ready: &mut dyn FnMut(&Ready),
         stop: &Stop,
