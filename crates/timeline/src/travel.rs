@@ -389,7 +389,7 @@ impl Travel {
         let watches = placed.iter().map(|placed| placed.watch).collect();
         self.placed = placed;
         let (processor, board) = self.session.machine_mut().processor_and_board();
-        processor.set_breakpoints(board, &until.breakpoints);
+        processor.set_breakpoints(&until.breakpoints);
         processor.set_watches(board, watches);
     }
 
