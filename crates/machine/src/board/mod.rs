@@ -231,6 +231,11 @@ impl Board {
         &mut self.chipset.pci
     }
 
+    /// The task priority of processor `cpu` as its CR8 shows it; 0 when there is no such processor.
+    pub fn cr8(&self, cpu: usize) -> u64 {
+        self.chipset.lapics.get(cpu).map_or(0, |lapic| lapic.cr8())
+    }
+
     /// How many bytes of input a serial port would take now.
     pub fn serial_room(&self, port: u32) -> usize {
         self.chipset.serial.get(port as usize).map_or(0, Uart::room)
