@@ -6,6 +6,7 @@
 
 mod bench;
 mod ci;
+mod hostile;
 mod tidy;
 mod workspace;
 
@@ -34,8 +35,17 @@ enum Chore {
     Lint,
     /// Measure Hindsight beside native execution and QEMU
     Bench(bench::Options),
+    /// What takes hours: run by hand, with a short share of each in the tests
+    #[command(subcommand)]
+    Soak(Soak),
     /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
     Tidy,
+}
+
+#[derive(Subcommand)]
+enum Soak {
+    /// Hostile guests: random code, device accesses, virtqueues and page tables
+    Fuzz(hostile::Options),
 }
 
 /// A chore's complaint, for people.
@@ -47,6 +57,7 @@ fn main() -> ExitCode {
         Chore::Test { arguments } => ci::test(&arguments),
         Chore::Lint => ci::lint(),
         Chore::Bench(options) => bench::bench(&options),
+        Chore::Soak(Soak::Fuzz(options)) => hostile::run(&options),
         Chore::Tidy => tidy::tidy(),
     };
     match result {

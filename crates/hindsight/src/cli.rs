@@ -1,7 +1,7 @@
 //! The words of the command line.
 
 use crate::failure::Failure;
-use crate::values::{ConsoleTo, Forward, Net, Pos, Size, duration};
+use crate::values::{ConsoleTo, Forward, Net, Pos, RecPos, Seeds, Size, duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use timeline::Tuning;
 #[command(
     after_help = "Exit status: 0 the guest powered off (or its command's own status); 1 the host refused \
     something; 2 wrong usage or unusable input; 3 the guest panicked, triple-faulted or reset itself; 4 the replay \
-    diverged; 5 the recording is damaged or cannot be replayed here; 124 timeout; 128+N ended by signal N."
+    diverged; 5 the recording is damaged or cannot be replayed here; 6 explore found seeds that fail; 124 timeout; 128+N ended by signal N."
 )]
 pub struct Cli {
     /// What to do.
@@ -31,6 +31,8 @@ pub enum Command {
     Run(Run),
     /// Run a guest and record it
     Record(Record),
+    /// Run a guest under many schedules of its processors and record the runs that fail
+    Explore(Explore),
     /// Replay a recording: its console output again, every state hash checked
     Replay(Replay),
     /// Debug a recording with gdb, forwards and backwards
@@ -64,6 +66,12 @@ pub struct Demo {
 pub struct Run {
     #[command(flatten)]
     pub guest: GuestOptions,
+    /// Go on living from a place in the past of a recording, which stays as it is: REC@POS, or @POS in
+    /// the latest. The guest and its command are the recorded ones
+    #[arg(long, value_name = "REC@POS", conflicts_with_all = [
+        "kernel", "initrd", "append", "debian", "memory", "cpus", "cpu", "disk", "file", "clock", "seed", "reset", "command",
+    ])]
+    pub from: Option<RecPos>,
     #[command(flatten)]
     pub host: HostOptions,
     /// Run this in the guest; its output is the console's and its exit status becomes ours. One
@@ -83,6 +91,59 @@ pub struct Record {
     /// Take a checkpoint every so many instructions; 0: none
     #[arg(long, value_name = "N", default_value_t = timeline::CHECKPOINT_EVERY)]
     pub checkpoint_every: u64,
+    /// How much disk checkpoints may take; beyond it old ones are thinned out
+    #[arg(long, value_name = "SIZE", default_value = "4G")]
+    pub checkpoint_budget: Size,
+}
+
+/// `hindsight explore`
+#[derive(Debug, Args)]
+pub struct Explore {
+    /// Which seeds to run, such as 1..200 (both included); 0 is the plain schedule
+    #[arg(long, value_name = "FROM..TO", default_value = "1..100")]
+    pub seeds: Seeds,
+    /// Run so many guests at a time [default: as many as the host has processors]
+    #[arg(short, long, value_name = "N", default_value_t = jobs(), value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: u16,
+    /// Be content with so many failing seeds
+    #[arg(long, value_name = "N")]
+    pub stop_after: Option<usize>,
+    /// Recordings are called NAME-seed-SEED-1 and so on
+    #[arg(short, long, value_name = "NAME", value_parser = recording_stem)]
+    pub output: Option<String>,
+    #[command(flatten)]
+    pub guest: GuestOptions,
+    /// A run that takes more seconds of the host's time than this fails
+    #[arg(long, value_name = "SECONDS", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    /// Print one JSON object on standard output, and nothing else there
+    #[arg(long)]
+    pub json: bool,
+    /// How much translated code each guest keeps; makes no difference to it
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    pub code_cache: Size,
+    /// Run this in the guest; a run fails when its exit status is not zero or the guest dies
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+impl Explore {
+    /// What has no effect on the guest.
+    pub fn tuning(&self) -> Result<Tuning, Failure> {
+        tuning(self.code_cache, None)
+    }
+}
+
+fn jobs() -> u16 {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(256) as u16)
+}
+
+/// A name that recordings' names can begin with.
+fn recording_stem(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains('/') || text.starts_with('.') {
+        return Err("a name has no / and does not begin with a dot".into());
+    }
+    Ok(text.to_owned())
 }
 
 /// `hindsight replay`
@@ -120,9 +181,9 @@ pub struct Debug {
     /// Serve gdb at HOST:PORT, :PORT or the path of a socket, instead of starting it
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
-    /// A vmlinux with debug information for the guest's kernel
+    /// Debug information: a vmlinux of the guest's kernel, or the .ko of a loaded module (repeatable)
     #[arg(long, value_name = "FILE")]
-    pub symbols: Option<PathBuf>,
+    pub symbols: Vec<PathBuf>,
 }
 
 /// `hindsight info`
@@ -168,12 +229,28 @@ pub struct Pack {
 pub enum Guest {
     /// Make a bootable Debian root image, without root
     Make(GuestMake),
+    /// Build a kernel module for the small guest's kernel, without root
+    Module(GuestModule),
     /// Fetch Debian's kernel and busybox again, and print where they are
     Fetch {
         /// Which of Debian's kernels
         #[arg(long, value_name = "KERNEL", default_value = "cloud")]
         debian: Debian,
     },
+}
+
+/// `hindsight guest module`
+#[derive(Debug, Args)]
+pub struct GuestModule {
+    /// The folder with the sources and a Kbuild file
+    #[arg(value_name = "FOLDER")]
+    pub sources: PathBuf,
+    /// The folder that the .ko goes to
+    #[arg(short, long, value_name = "FOLDER", default_value = ".")]
+    pub output: PathBuf,
+    /// For which of Debian's kernels
+    #[arg(long, value_name = "KERNEL", default_value = "cloud")]
+    pub debian: Debian,
 }
 
 /// `hindsight guest make`
@@ -203,7 +280,8 @@ pub struct GuestMake {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Guest")]
 pub struct GuestOptions {
-    /// Linux bzImage [default: Debian's cloud kernel, fetched on first use]
+    /// A Linux bzImage, an ELF file with a PVH entry point (vmlinux), or a Multiboot kernel [default: Debian's
+    /// cloud kernel, fetched on first use]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk
@@ -227,6 +305,9 @@ pub struct GuestOptions {
     /// Disk image, raw or qcow2; never written to (repeatable)
     #[arg(long, value_name = "FILE")]
     pub disk: Vec<PathBuf>,
+    /// Put a file into the guest's /root, where commands start (repeatable, 4M in all)
+    #[arg(long, value_name = "FILE")]
+    pub file: Vec<PathBuf>,
     /// Network: none, user, tap=INTERFACE or unix=PATH
     #[arg(long, default_value = "none")]
     pub net: Net,
@@ -238,12 +319,17 @@ pub struct GuestOptions {
     /// a terminal, else virtual]
     #[arg(long)]
     pub clock: Option<Clock>,
-    /// Changes everything random in the machine
+    /// Changes everything random in the machine, and the schedule of several processors; 0: they take turns
+    /// in the plain way
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// When the guest resets itself
     #[arg(long, value_name = "WHAT", default_value = "exit")]
     pub reset: OnReset,
+    /// Ports for small kernels, as QEMU has them: bytes to port 0xe9 go to the console, and a value V
+    /// written to port 0xf4 ends the run with exit status 2V+1
+    #[arg(long)]
+    pub debug_ports: bool,
 }
 
 /// How it meets the host.
@@ -270,13 +356,16 @@ pub struct HostOptions {
 impl HostOptions {
     /// What has no effect on the guest.
     pub fn tuning(&self) -> Result<Tuning, Failure> {
-        let code_cache_bytes = usize::try_from(self.code_cache.bytes).unwrap_or(usize::MAX);
-        if !(1 << 20..=1 << 30).contains(&code_cache_bytes) {
-            let given = self.code_cache;
-            return Err(Failure::usage(format!("--code-cache {given}: it has between 1M and 1G")));
-        }
-        Ok(Tuning { code_cache_bytes, chaos: self.chaos, ..Tuning::default() })
+        tuning(self.code_cache, self.chaos)
     }
+}
+
+fn tuning(code_cache: Size, chaos: Option<u64>) -> Result<Tuning, Failure> {
+    let code_cache_bytes = usize::try_from(code_cache.bytes).unwrap_or(usize::MAX);
+    if !(1 << 20..=1 << 30).contains(&code_cache_bytes) {
+        return Err(Failure::usage(format!("--code-cache {code_cache}: it has between 1M and 1G")));
+    }
+    Ok(Tuning { code_cache_bytes, chaos, ..Tuning::default() })
 }
 
 /// `--clock`

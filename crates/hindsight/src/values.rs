@@ -50,6 +50,31 @@ impl fmt::Display for Size {
     }
 }
 
+/// Seeds, first and last: `1..200`, or one alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seeds {
+    /// The first one.
+    pub first: u64,
+    /// The last one; not before the first.
+    pub last: u64,
+}
+
+impl FromStr for Seeds {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || "seeds are a number or two, such as 7 or 1..200".to_owned();
+        let (first, last) = text.split_once("..").unwrap_or((text, text));
+        let number = |word: &str| word.parse::<u64>().ok().filter(|_| !word.starts_with('+'));
+        let (first, last) = (number(first).ok_or_else(wrong)?, number(last).ok_or_else(wrong)?);
+        // The one after the last must be a number too.
+        if first > last || last == u64::MAX {
+            return Err(wrong());
+        }
+        Ok(Self { first, last })
+    }
+}
+
 /// A place in a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pos {
@@ -102,6 +127,25 @@ impl fmt::Display for Pos {
             Pos::Time(time) => write!(f, "{}s", time.as_secs_f64()),
             Pos::End => f.write_str("end"),
         }
+    }
+}
+
+/// A place in a recording, REC@POS: the last `@` parts them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecPos {
+    /// A path or a name; the latest recording, when left out.
+    pub recording: Option<String>,
+    /// Where in it.
+    pub at: Pos,
+}
+
+impl FromStr for RecPos {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let (recording, at) = text.rsplit_once('@').ok_or("a place in a recording is REC@POS")?;
+        let recording = (!recording.is_empty()).then(|| recording.to_owned());
+        Ok(Self { recording, at: at.parse()? })
     }
 }
 
@@ -177,6 +221,17 @@ mod tests {
             assert_eq!(pos(wrong), None, "{wrong}");
         }
         assert_eq!(pos("99999999999999999999"), None);
+    }
+
+    #[test]
+    fn places_in_a_recording() {
+        let from = |text: &str| text.parse::<RecPos>().ok().map(|from| (from.recording, from.at));
+        assert_eq!(from("a@50%"), Some((Some("a".into()), Pos::Share(0.5))));
+        assert_eq!(from("./x@y/rec@end"), Some((Some("./x@y/rec".into()), Pos::End)));
+        assert_eq!(from("@0x10"), Some((None, Pos::Count(16))));
+        for wrong in ["", "rec", "50%", "rec@", "@", "rec@here"] {
+            assert_eq!(from(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

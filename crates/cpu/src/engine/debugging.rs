@@ -37,11 +37,14 @@ impl Debugging {
 impl Vcpu {
     /// Stops runs with [`super::Exit::Debugger`] where the linear address of the next instruction
     /// is one of these. Standing at one and running on does not stop there again.
-    pub fn set_breakpoints(&mut self, bus: &mut dyn Bus, breakpoints: &BTreeSet<u64>) {
-        if *breakpoints != self.debugging.breakpoints {
-            self.drop_code(bus);
-            self.debugging.breakpoints.clone_from(breakpoints);
+    pub fn set_breakpoints(&mut self, breakpoints: &BTreeSet<u64>) {
+        if *breakpoints == self.debugging.breakpoints {
+            return;
         }
+        // Code that was translated with regard to a breakpoint that has gone only ends early there.
+        let added = breakpoints.difference(&self.debugging.breakpoints).copied().collect();
+        self.blocks.forget_at(&mut self.arena, &added);
+        self.debugging.breakpoints.clone_from(breakpoints);
     }
 
     /// Does (not) stop at a breakpoint exactly here and now.
@@ -78,28 +81,41 @@ impl Vcpu {
         self.debugging.watch.as_mut()?.take_hits()
     }
 
+    /// Whether an access has hit a watch that nobody has [taken](Self::take_watch_hits) yet.
+    pub fn has_watch_hit(&self) -> bool {
+        self.debugging.has_hit()
+    }
+
     /// Whether an exception or interrupt was delivered at this very position, so that the machine
     /// stands behind where a run to this position stops.
     pub fn event_delivered_here(&self) -> bool {
         self.debugging.event_at == Some(self.state().retired)
     }
 
+    /// An exception or interrupt is about to be delivered.
     pub(super) fn note_event(&mut self) {
-        self.debugging.event_at = Some(self.state().retired);
+        let state = &mut self.hot().state;
+        if state.event_at == state.retired {
+            state.retired += 1;
+        }
+        state.event_at = state.retired;
+        self.debugging.event_at = Some(state.retired);
     }
 
     /// The linear address of the next instruction.
     pub fn linear_rip(&self) -> u64 {
-        let state = self.state();
-        if state.code64() { state.rip } else { state.seg[1].base.wrapping_add(state.rip) & 0xffff_ffff }
+        self.state().linear_rip()
+    }
+
+    /// Whether there is a breakpoint here.
+    pub(super) fn has_breakpoint_here(&self) -> bool {
+        !self.debugging.breakpoints.is_empty() && self.debugging.breakpoints.contains(&self.linear_rip())
     }
 
     /// Whether there is a breakpoint here that was not passed yet: the loop has to look before
     /// going on.
     pub(super) fn at_breakpoint(&self) -> bool {
-        !self.debugging.breakpoints.is_empty()
-            && self.debugging.breakpoints.contains(&self.linear_rip())
-            && self.debugging.passed != Some((self.state().retired, self.linear_rip()))
+        self.has_breakpoint_here() && self.debugging.passed != Some((self.state().retired, self.linear_rip()))
     }
 
     /// Whether the run ends here.

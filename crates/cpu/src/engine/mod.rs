@@ -9,6 +9,7 @@
 //! | `blocks`, `tlb` | what is cached, and when it is dropped |
 //! | `run`, `interpret`, `flow`, `bounce` | the loop, and executing one instruction from Rust |
 //! | `profile` | where the host's time goes |
+//! | `contexts` | several processors on one engine |
 //! | `vcpu` | the type everyone else sees |
 
 mod arena;
@@ -16,6 +17,7 @@ mod asm;
 mod blocks;
 mod bounce;
 mod classify;
+mod contexts;
 mod debugging;
 mod emit;
 mod flow;
@@ -28,6 +30,8 @@ pub mod profile;
 mod regs;
 mod run;
 mod signals;
+mod spaces;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod thunks;
@@ -35,6 +39,8 @@ mod tlb;
 mod translate;
 mod used;
 mod vcpu;
+mod writers;
 mod x87;
 
+pub use contexts::PROCESSORS_MAX;
 pub use vcpu::{CpuError, Exit, Statistics, Vcpu, VcpuConfig};

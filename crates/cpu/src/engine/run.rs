@@ -1,16 +1,18 @@
 //! The run loop: finding and linking blocks, and acting on every reason for leaving them.
 
 use super::blocks::{BlockId, BlockKey, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
+use super::bounce::{check_vector_alignment, must_be_aligned};
 use super::classify::Class;
 use super::hot::{Hot, JUMP_ENTRIES, JumpEntry};
-use super::interpret::Faulted;
+use super::interpret::{Faulted, waits_for_x87};
 use super::profile::{self, Work};
 use super::regs;
 use super::signals::{self, Running};
 use super::tlb::Mapping;
 use super::translate::{Place, Translator};
 use super::vcpu::{Exit, Miss, Vcpu};
-use crate::core::Intent;
+use super::x87;
+use crate::core::{Intent, alignment_checked};
 use crate::marks::mark;
 use crate::walk::{self, Access};
 use crate::{Activity, Bus, debug, deliver};
@@ -59,6 +61,9 @@ impl Vcpu {
 
     fn run_loop(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
         loop {
+            if std::mem::take(&mut self.contexts.paused) {
+                return Exit::Pause;
+            }
             self.settle(bus);
             if self.debugging.is_on() && self.debugger_stops() {
                 return Exit::Debugger;
@@ -81,11 +86,16 @@ impl Vcpu {
             let held = bus.interrupt_pending() && self.state().in_interrupt_shadow();
             let horizon = if held { self.state().retired + 1 } else { horizon };
             self.horizon = horizon;
-            if self.interpret_all || debug::debug_traps_armed(self.state()) {
+            let precise = debug::debug_traps_armed(self.state()) || alignment_checked(self.state());
+            if self.interpret_all || precise {
                 self.step(bus);
                 continue;
             }
             let mode = self.mode();
+            if self.runs_singly(mode) {
+                self.step(bus);
+                continue;
+            }
             self.tlb.enter_mode(&self.arena, mode);
             let left = (horizon - self.state().retired).min(self.stretch());
             self.horizon = self.state().retired + left;
@@ -95,6 +105,12 @@ impl Vcpu {
                 Err(exception) => self.raise(bus, exception),
             }
         }
+    }
+
+    /// What tells address spaces apart: where their top page table is.
+    fn root(&self) -> u64 {
+        let state = self.state();
+        if state.cr0 & x86::control::cr0::PG != 0 { state.cr3 & !0xfff } else { 0 }
     }
 
     fn interruptible(&self, bus: &dyn Bus) -> bool {
@@ -130,6 +146,8 @@ impl Vcpu {
             self.apply_disturbances(bus);
         }
         self.tlb.follow_epoch(&self.arena, bus.ram());
+        let (root, long) = (self.root(), self.state().long_mode());
+        self.tlb.enter_space(&self.arena, bus.ram(), root, long);
     }
 
     /// Drops code or translations now and then, and ends the coming stretch early.
@@ -153,10 +171,8 @@ impl Vcpu {
         let _work = profile::work(Work::Coherence);
         if self.flush.everything || self.flush.mode {
             self.tlb.clear_all(&self.arena, bus.ram());
-        } else if self.flush.non_global {
-            self.tlb.switch_space(&self.arena, true);
         }
-        // Single pages need nothing: the TLB is coherent.
+        // Single pages and address spaces need nothing: the TLB is coherent.
         self.flush.clear();
     }
 
@@ -171,7 +187,7 @@ impl Vcpu {
                     bus.ram().remove_marks(d.page, Marks::CODE);
                 }
             }
-            if marks.any(Marks::TABLE_LEAF.with(Marks::TABLE_UPPER)) {
+            if marks.any(Marks::TABLE) {
                 self.tlb.table_written(&self.arena, bus.ram(), d);
             }
         }
@@ -207,20 +223,25 @@ impl Vcpu {
                     || instr.mnemonic() == iced_x86::Mnemonic::Iret;
                 use iced_x86::Mnemonic::{Int, Int3, Into, Syscall};
                 let reloads_tf = matches!(instr.mnemonic(), Int | Int3 | Into | Syscall);
-                self.interpret(bus, &instr, budget).map(|done| (done, keeps_rf, reloads_tf))
+                // A load of SS holds debug traps back; STI holds back interrupts only.
+                let loads_ss = instr.op0_register() == iced_x86::Register::SS;
+                self.interpret(bus, &instr, budget).map(|done| (done, keeps_rf, reloads_tf, loads_ss))
             }
             Err(exception) => Err(Faulted::from(exception)),
         };
         match outcome {
-            Ok((done, keeps_rf, reloads_tf)) => {
+            Ok((done, keeps_rf, reloads_tf, loads_ss)) => {
                 let state = &mut self.hot().state;
                 state.retired += done.retired;
+                if !state.code64() {
+                    state.rip &= 0xffff_ffff;
+                }
                 if !keeps_rf {
                     state.rflags &= !flags::RF;
                 }
                 // Software interrupts clear TF, and SYSCALL goes by the TF that it leaves.
                 let single_step = before & if reloads_tf { state.rflags } else { u64::MAX } & flags::TF != 0;
-                if state.in_interrupt_shadow() {
+                if loads_ss && state.in_interrupt_shadow() {
                     return;
                 }
                 if single_step {
@@ -257,6 +278,10 @@ impl Vcpu {
         if !mode.is64() && state.rip > state.seg[1].limit as u64 {
             return Err(Exception::gp(0));
         }
+        // Translated code knows nothing of the limit: what has one is fetched by Rust, which looks.
+        if !mode.is64() && !mode.has(Mode::FLAT[1]) {
+            return Ok(None);
+        }
         let Some(phys) = self.code_page(bus, mode, virt)? else { return Ok(None) };
         let phys = phys.offset(virt.page_offset() as u64);
         let key = BlockKey { phys: phys.0, virt: virt.0, mode, limit: limit as u8 };
@@ -278,7 +303,7 @@ impl Vcpu {
         mode: Mode,
         virt: GuestVirt,
     ) -> Result<Option<GuestPhys>, Exception> {
-        match self.tlb.code(mode, virt) {
+        match self.tlb.code(&self.arena, mode, virt) {
             Some(page) => Ok(Some(page)),
             None => self.map_code(bus, mode, virt),
         }
@@ -291,14 +316,15 @@ impl Vcpu {
         mode: Mode,
         virt: GuestVirt,
     ) -> Result<Option<GuestPhys>, Exception> {
-        let state = &self.hot().state;
+        let state = self.state();
+        let long = state.long_mode();
         let found = walk::translate(state, bus.ram(), virt, Access::fetch(state))?;
         let page = found.phys.page_base();
         if bus.ram().page_index(page).is_none() {
             return Ok(None);
         }
         let id = self.blocks.page_id(virt.page(), page.page(), mode);
-        let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global };
+        let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global, long };
         self.tlb.fill_code(&self.arena, bus.ram(), mode, virt, page, id, &mapping);
         Ok(Some(page))
     }
@@ -436,6 +462,7 @@ impl Vcpu {
         let horizon = self.horizon;
         let hot = self.hot();
         hot.pending = bus.interrupt_pending() as u32;
+        hot.yields = bus.yields_at_pause() as u32;
         let offset = bus.tsc_offset();
         hot.tsc_linear = offset.is_some() as u32;
         hot.tsc_base = offset
@@ -589,13 +616,16 @@ impl Vcpu {
         if crossing {
             mark!(Crossing);
         }
+        let early = (size >= 16 || self.x87_in_host && x87::exception_pending())
+            && self.faults_before_access(bus, mode, id);
         let mut shareable = !crossing;
-        if !crossing && (!mode.is64() || paging::is_canonical(linear)) {
+        if !crossing && !early && (!mode.is64() || paging::is_canonical(linear)) {
             let state = &self.hot().state;
             if let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, write))
                 && let Some(page) = bus.ram().page_index(found.phys)
             {
                 shareable = false;
+                let long = state.long_mode();
                 let marks = bus.ram().marks(page);
                 let slow = write && marks.any(Marks::HOOKED) || marks.any(Marks::WATCHED);
                 if write && marks.any(Marks::HOOKED) {
@@ -605,7 +635,8 @@ impl Vcpu {
                     if write {
                         bus.ram().mark_dirty(page);
                     }
-                    let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global };
+                    let entries = &found.entries[..found.levels];
+                    let mapping = Mapping { entries, global: found.global, long };
                     self.tlb.fill_data(&self.arena, bus.ram(), mode, write, virt, page, &mapping);
                     if self.groups_stale(block) {
                         self.arrive_at(block, k);
@@ -631,6 +662,18 @@ impl Vcpu {
             mark!(GroupsStale);
         }
         stale
+    }
+
+    /// Whether the instruction of an exit faults before its operand's page is looked at: a vector
+    /// that has to be aligned and is not, or a pending x87 exception.
+    fn faults_before_access(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId) -> bool {
+        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
+        self.arrive_at(block, insn);
+        let Ok((instr, _)) = self.decoded(bus, mode, id) else { return false };
+        if waits_for_x87(&instr) {
+            return self.x87_in_host && x87::exception_pending();
+        }
+        must_be_aligned(&instr) && check_vector_alignment(&self.core(bus), &instr).is_err()
     }
 
     /// Whether a retry of this instruction can succeed: two operands on pages that share a TLB slot
@@ -709,11 +752,13 @@ impl Vcpu {
 
     fn resume_after(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId, k: u8, retired: u64) -> Next {
         let quiet = self.flush.is_empty()
+            && self.tlb.in_space(self.root())
             && !bus.ram().is_disturbed()
             && self.state().activity == Activity::Running
             && !bus.interrupt_pending()
             && bus.horizon().count() >= self.horizon
             && !self.debugging.has_hit()
+            && !self.contexts.paused
             && !debug::debug_traps_armed(self.state());
         if !quiet || self.mode() != mode {
             return Next::Loop;
