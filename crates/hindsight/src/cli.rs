@@ -158,6 +158,13 @@ pub struct Replay {
     /// If the replay diverges, find the first instruction that differs
     #[arg(long)]
     pub bisect: bool,
+    /// Tell where the host's time goes, on standard error or in FILE, and write a map of the
+    /// translated code for perf
+    #[arg(long, value_name = "FILE", require_equals = true)]
+    pub profile_engine: Option<Option<PathBuf>>,
+    /// Begin the profile there, rather than at power-on
+    #[arg(long, value_name = "POS", requires = "profile_engine")]
+    pub profile_from: Option<Pos>,
     #[command(flatten)]
     pub host: HostOptions,
 }

@@ -93,6 +93,8 @@ pub struct HostSide {
     pub tuning: Tuning,
     /// The checkpoints of a recording; `None` takes none.
     pub checkpoints: Option<Spacing>,
+    /// Where a profile of ourselves goes and where in the replay it begins, if one is wanted.
+    pub profile: Option<(ProfileTo, Option<Pos>)>,
 }
 
 /// A place in the past of a recording to go live from.
@@ -108,6 +110,15 @@ pub struct BranchPlan {
     pub forwards: Vec<Forward>,
     /// Whether somebody or something may give the console input.
     pub input: bool,
+}
+
+/// Where a profile goes.
+#[derive(Debug)]
+pub enum ProfileTo {
+    /// Standard error.
+    Stderr,
+    /// An open file, and its path for messages.
+    File(std::fs::File, PathBuf),
 }
 
 /// What a run, recording or replay came to.

@@ -4,6 +4,7 @@ use crate::Session;
 use crate::branch::Past;
 use crate::checkpointing::{Checkpointer, Spacing};
 use base::Position;
+use cpu::profile::{self, Work};
 use disk::DiskError;
 use machine::{Event, Gate, Input, Journal};
 use recording::{End, Error, Manifest, Stopped, Writer};
@@ -38,6 +39,7 @@ struct Notes(Arc<Writer>);
 
 impl Journal for Notes {
     fn note(&mut self, event: &Event) {
+        let _work = profile::work(Work::Log);
         self.0.input(event.at.position, event.input.kind(), &event.payload());
     }
 }
@@ -128,6 +130,7 @@ impl Recorder {
             self.next_hash = at.after(self.hash_every);
         }
         if let Some(checkpointer) = &mut self.checkpointer {
+            let _work = profile::work(Work::Checkpoint);
             checkpointer.look(session)?;
         }
         Ok(())

@@ -214,6 +214,7 @@ impl Search<'_> {
             progress: Progress::quiet(),
             tuning: self.options.tuning()?,
             checkpoints: Some(timeline::Spacing::default()),
+            profile: None,
         };
         Ok((host, stop))
     }

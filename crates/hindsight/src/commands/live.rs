@@ -103,7 +103,15 @@ impl Live {
         if let Some(time) = timeout {
             stop.after(time)?;
         }
-        let host = HostSide { input, console, stop: stop.clone(), progress, tuning, checkpoints: None };
+        let host = HostSide {
+            input,
+            console,
+            stop: stop.clone(),
+            progress,
+            tuning,
+            checkpoints: None,
+            profile: None,
+        };
         Ok((Self { stop, _raw: raw, begun: Instant::now() }, host))
     }
 

@@ -3,6 +3,7 @@
 mod branch;
 mod debug;
 mod host;
+mod profile;
 mod recordings;
 mod registers;
 mod target;
@@ -78,7 +79,7 @@ impl Machine for Sessions {
         recording: &Path,
         to: Pos,
         bisect: bool,
-        host: HostSide,
+        mut host: HostSide,
     ) -> Result<(Outcome, ReplayFigures), Failure> {
         if bisect {
             return Err(Failure::usage("--bisect is not there yet"));
@@ -87,8 +88,14 @@ impl Machine for Sessions {
         let recording = Recording::open(recording).map_err(recording_failure)?;
         let mut replay =
             Replay::open(&recording, &tuning, &mut HashCache::for_user()).map_err(replay_failure)?;
+        let profile = host.profile.take();
         let mut audience = Audience::new(host, replay.end().position);
-        let result = replay.run(target(to), &mut audience);
+        let result = match profile {
+            None => replay.run(target(to), &mut audience),
+            Some((report, from)) => {
+                profile::run(&mut replay, from.map(target), target(to), &mut audience, report)?
+            }
+        };
         audience.clear();
         let (exit, note) = match result {
             Ok(ReplayStop::Stopped) => (stopped_exit(audience.stop().reason()), None),
