@@ -239,3 +239,35 @@ fn without_the_option_the_debug_ports_are_not_there() {
     assert!(output.stdout.is_empty());
     assert_eq!(output.status.code(), Some(0), "it halts for ever, which ends the run");
 }
+
+/// Debian's kernel and initrd; `None`, with a message, where they cannot be had.
+fn debian() -> Option<guest::SmallGuest> {
+    let cache = std::env::var_os("HINDSIGHT_TEST_CACHE")
+        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"), PathBuf::from);
+    let cache = guest::Cache::at(cache.join("hindsight"));
+    guest::SmallGuest::obtain(&cache, guest::Flavour::Cloud, &mut |_| {})
+        .inspect_err(|error| {
+            assert!(!in_ci(), "no guest to test with: {error}");
+            eprintln!("skipped, there is no guest to test with: {error}");
+        })
+        .ok()
+}
+
+#[test]
+fn a_vmlinux_boots_through_its_pvh_entry() {
+    let Some(debian) = debian() else { return };
+    let place = Place::new();
+    let image = std::fs::read(debian.kernel).unwrap();
+    std::fs::write(place.path("vmlinux"), symbols::image::vmlinux(&image).unwrap()).unwrap();
+    let initrd = debian.initrd.to_str().unwrap();
+    // The kernel notes its loader's number; its PVH entry fills in 0xb0.
+    let command = "grep -o one=two /proc/cmdline; \
+        dd if=/sys/kernel/boot_params/data bs=1 skip=528 count=1 2>/dev/null | od -An -tx1; exit 42";
+    let words = ["run", "--kernel", "vmlinux", "--initrd", initrd, "--append", "console=ttyS0 one=two quiet"];
+    let output = place.hindsight(&[&words[..], &["--timeout", "120", "--", command]].concat());
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(42), "{said}");
+    let lines: Vec<&str> = said.lines().map(str::trim).collect();
+    assert_eq!(lines, ["one=two", "b0"]);
+}
