@@ -6,9 +6,12 @@
 //! for those marked with `!`, in which its translator does not do what the manual says. Without gcc
 //! the tests are skipped with a message, but never in CI.
 
+use base::Position;
+use recording::{HashCache, Recording};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use timeline::{Pause, Travel, Tuning, Until};
 
 const INITRD: &[u8] = b"abcd1234\n";
 const MEMORY: &str = "64M";
@@ -185,6 +188,48 @@ fn a_multiboot_kernel_gets_its_information() {
 #[test]
 fn a_pvh_kernel_gets_its_information() {
     finds_what_it_should(PVH);
+}
+
+/// In whatever mode a position is, it is one state, come to from the start, by a seek, or backwards.
+#[test]
+fn positions_in_every_mode_can_be_travelled_to() {
+    let place = Place::new();
+    for given in [MODES, FAULTS] {
+        let Some(kernel) = place.kernel(given.name, true) else { return };
+        let folder = place.path(given.name);
+        let more = ["-o", folder.to_str().unwrap(), "--checkpoint-every", "3000"];
+        place.run("record", &kernel, given, &more);
+        let open = || {
+            let recording = Recording::open(&folder).unwrap();
+            Travel::open(recording, &Tuning::default(), &mut HashCache::for_user()).unwrap()
+        };
+        let to = |at: u64| Until { position: Some(Position::from_count(at)), ..Until::default() };
+        let mut straight = open();
+        let places: Vec<u64> = (1..straight.end().count()).step_by(97).collect();
+        let hashes: Vec<_> = places
+            .iter()
+            .map(|at| {
+                assert_eq!(straight.run_until(&to(*at), &|| false).unwrap(), Pause::Position);
+                straight.session_mut().state_hash().unwrap()
+            })
+            .collect();
+        let mut travel = open();
+        // Every place once, in an order of jumps.
+        for turn in 0..places.len() {
+            let n = turn * 59 % places.len();
+            travel.seek(Position::from_count(places[n])).unwrap();
+            assert_eq!(travel.session_mut().state_hash().unwrap(), hashes[n], "sought {}", places[n]);
+            if n > 0 && turn % 8 == 0 {
+                travel.run_back_until(&to(places[n - 1]), &|| false).unwrap();
+                assert_eq!(
+                    travel.session_mut().state_hash().unwrap(),
+                    hashes[n - 1],
+                    "back to {}",
+                    places[n - 1]
+                );
+            }
+        }
+    }
 }
 
 #[test]
