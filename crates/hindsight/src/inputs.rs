@@ -225,7 +225,7 @@ impl KernelImage {
         }
         let version = u16::from_le_bytes([head[0x206], head[0x207]]);
         if version < 0x20c {
-            return Err(unusable("is too old: its boot protocol is before 2.12, without a 64-bit entry"));
+            return Err(unusable("is too old: its boot protocol is before 2.12"));
         }
         Ok(Self { end: KERNEL_LOAD_ADDRESS + long(0x260) })
     }
