@@ -28,6 +28,7 @@ struct Given {
 const MODES: Given = Given { name: "modes", files: false, status: 0x21 };
 const PAGING: Given = Given { name: "paging", files: false, status: 0x21 };
 const FAULTS: Given = Given { name: "faults", files: false, status: 0x21 };
+const VM86: Given = Given { name: "vm86", files: false, status: 0x21 };
 const MULTIBOOT: Given = Given { name: "multiboot", files: true, status: 0x43 };
 const PVH: Given = Given { name: "pvh", files: true, status: 1 };
 
@@ -181,6 +182,11 @@ fn protected_mode_raises_the_exceptions_of_the_manual() {
 }
 
 #[test]
+fn virtual_8086_mode_asks_iopl_and_the_io_map() {
+    finds_what_it_should(VM86);
+}
+
+#[test]
 fn a_multiboot_kernel_gets_its_information() {
     finds_what_it_should(MULTIBOOT);
 }
@@ -194,7 +200,7 @@ fn a_pvh_kernel_gets_its_information() {
 #[test]
 fn positions_in_every_mode_can_be_travelled_to() {
     let place = Place::new();
-    for given in [MODES, FAULTS] {
+    for given in [MODES, FAULTS, VM86] {
         let Some(kernel) = place.kernel(given.name, true) else { return };
         let folder = place.path(given.name);
         let more = ["-o", folder.to_str().unwrap(), "--checkpoint-every", "3000"];
@@ -245,6 +251,11 @@ fn qemu_agrees_about_paging() {
 #[test]
 fn qemu_agrees_about_exceptions() {
     qemu_agrees(FAULTS);
+}
+
+#[test]
+fn qemu_agrees_about_virtual_8086_mode() {
+    qemu_agrees(VM86);
 }
 
 #[test]

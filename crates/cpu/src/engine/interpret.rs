@@ -13,7 +13,6 @@ use crate::walk::Access;
 use crate::{debug, string, system};
 use base::{GuestVirt, PAGE_SIZE};
 use iced_x86::{CpuidFeature, Decoder, EncodingKind, Instruction, Mnemonic};
-use x86::control::cr0;
 use x86::cpuid::Level;
 use x86::{Exception, paging, vector};
 
@@ -256,7 +255,7 @@ fn check_units(vcpu: &Vcpu, instr: &Instruction) -> Result<(), Exception> {
     use CpuidFeature::*;
     let state = vcpu.state();
     // VEX encodings of general-register instructions have no unit, but need protected mode too.
-    if instr.code().encoding() == EncodingKind::VEX && state.cr0 & cr0::PE == 0 {
+    if instr.code().encoding() == EncodingKind::VEX && state.real_segments() {
         return Err(Exception::ud());
     }
     if instr.mnemonic() == Mnemonic::Wait {
