@@ -26,6 +26,8 @@ mod privileged;
 mod regs;
 mod run;
 mod signals;
+mod spaces;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod thunks;
@@ -33,6 +35,7 @@ mod tlb;
 mod translate;
 mod used;
 mod vcpu;
+mod writers;
 mod x87;
 
 pub use vcpu::{CpuError, Exit, Statistics, Vcpu, VcpuConfig};
