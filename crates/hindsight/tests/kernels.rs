@@ -150,8 +150,13 @@ fn comparable(console: &str) -> Vec<&str> {
 fn qemu_agrees(given: Given) {
     let place = Place::new();
     let Some(kernel) = place.kernel(given.name, false) else { return };
-    let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.arg("-kernel").arg(&kernel).args(["-m", MEMORY, "-cpu", "max", "-display", "none"]);
+    if tool(Command::new("qemu-system-x86_64").arg("--version")).is_none() {
+        return;
+    }
+    let mut qemu = Command::new("timeout");
+    qemu.args(["120", "qemu-system-x86_64", "-kernel"])
+        .arg(&kernel)
+        .args(["-m", MEMORY, "-cpu", "max", "-display", "none"]);
     qemu.args(["-no-reboot", "-serial", "none", "-monitor", "none", "-nic", "none"]);
     qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-debugcon", "file:qemu"]);
     if given.files {
