@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let model = x86::CpuModel::plain(x86::Level::V3);
     let vcpu = Vcpu::new(VcpuConfig { model, code_cache_bytes: 64 << 20, chaos: None })?;
-    let config = MachineConfig { board: BoardConfig::default(), idle: Idle::Skip };
+    let config = MachineConfig { board: BoardConfig::default(), idle: Idle::Skip, seed: 0 };
     let terminal = Terminal::default();
     let mut pci = PciBus::new();
     pci.add_entropy([7; 32])?;

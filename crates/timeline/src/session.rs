@@ -31,9 +31,14 @@ pub enum SessionError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// More processors than this version runs.
-    #[error("{0} processors: this version runs one; pass --cpus 1")]
-    Cpus(u32),
+    /// A guest that contradicts itself.
+    #[error("the guest has {guest} processors and its processors say that they are {model}")]
+    Processors {
+        /// The guest's.
+        guest: u32,
+        /// The model's.
+        model: u32,
+    },
 }
 
 /// A machine with its guest.
@@ -47,8 +52,8 @@ pub struct Session {
 impl Session {
     /// A machine at power-on with the guest loaded; inputs come from `gate`.
     pub fn new(guest: Arc<Guest>, tuning: &Tuning, gate: Gate) -> Result<Self, SessionError> {
-        if guest.cpus != 1 {
-            return Err(SessionError::Cpus(guest.cpus));
+        if guest.model.processors != guest.cpus {
+            return Err(SessionError::Processors { guest: guest.cpus, model: guest.model.processors });
         }
         let vcpu = Vcpu::new(VcpuConfig {
             model: guest.model.clone(),
@@ -70,6 +75,7 @@ impl Session {
                 ClockMode::Virtual => Idle::Skip,
                 ClockMode::Host => Idle::Wait,
             },
+            seed: guest.seed,
         };
         let machine = Machine::new(config, vcpu, bus_of(&guest, &store)?, gate, Box::new(tray.clone()))?;
         let mut session = Self { machine, guest, tray, store };
