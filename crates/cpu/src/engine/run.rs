@@ -107,10 +107,16 @@ impl Vcpu {
         }
     }
 
-    /// What tells address spaces apart: where their top page table is.
+    /// What tells address spaces apart: where their top page table is. That of PAE paging, four
+    /// entries, is only a part of a page.
     fn root(&self) -> u64 {
         let state = self.state();
-        if state.cr0 & x86::control::cr0::PG != 0 { state.cr3 & !0xfff } else { 0 }
+        let pae = state.cr4 & x86::control::cr4::PAE != 0 && !state.long_mode();
+        match state.cr0 & x86::control::cr0::PG != 0 {
+            true if pae => state.cr3 & !0x1f,
+            true => state.cr3 & !0xfff,
+            false => 0,
+        }
     }
 
     fn interruptible(&self, bus: &dyn Bus) -> bool {
