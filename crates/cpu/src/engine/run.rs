@@ -57,8 +57,11 @@ impl Vcpu {
     fn run_loop(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
         loop {
             self.settle(bus);
-            if self.debugging.is_on() && self.debugger_stops() {
-                return Exit::Debugger;
+            if self.debugging.is_on() {
+                self.note_device_writes(bus);
+                if self.debugger_stops() {
+                    return Exit::Debugger;
+                }
             }
             match self.state().activity {
                 Activity::Running => {}

@@ -79,6 +79,7 @@ impl Board {
         self.signals = state.signals.iter().map(|(cpu, signal)| (*cpu, (*signal).into())).collect();
         self.ending = state.ending;
         self.external = self.chipset.pic.output();
+        self.ticked_at = None;
         self.refresh_all();
         Ok(())
     }
