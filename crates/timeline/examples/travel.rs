@@ -53,12 +53,6 @@ fn main() {
     let path = words.next().expect("which recording");
     let count: u64 = words.next().map_or(100, |count| count.parse().expect("a number of seeks"));
     let open = || Recording::open(Path::new(&path)).expect("a recording");
-    let recording = open();
-    let mut replay =
-        Replay::open(&recording, &Tuning::default(), &mut HashCache::for_user()).expect("a replay");
-    let forward = timed(|| drop(replay.run(Target::End, &mut Nobody).expect("it replays")));
-    println!("forward replay: wall {:.1?}, processor {:?}", forward.0, forward.1);
-    drop(replay);
     let mut travel = Travel::open(open(), &Tuning::default(), &mut HashCache::for_user()).expect("a past");
     let end = travel.end().count();
     println!("{end} instructions");
@@ -74,13 +68,17 @@ fn main() {
         for n in 0..4 {
             let position = Position::from_count(travel.position().count().saturating_sub(1));
             let until = Until { position: Some(position), ..Until::default() };
-            let time = timed(|| drop(travel.run_back_until(&until, &|| false).expect("a step")));
+            let time = timed(|| {
+                travel.run_back_until(&until, &|| false).expect("a step");
+            });
             if n == 0 { first.push(time) } else { steps.push(time) }
         }
     }
-    spread("seek", seeks);
-    spread("first step back", first);
-    spread("step back", steps);
+    if count > 0 {
+        spread("seek", seeks);
+        spread("first step back", first);
+        spread("step back", steps);
+    }
     let mut finds = Vec::new();
     for _ in 0..10 {
         // A word that is written here is watched from 100 M instructions later.
@@ -103,6 +101,17 @@ fn main() {
         finds.push(time);
     }
     spread("last writer", finds);
+    if count == 0 {
+        return;
+    }
+    let recording = open();
+    let mut replay =
+        Replay::open(&recording, &Tuning::default(), &mut HashCache::for_user()).expect("a replay");
+    let forward = timed(|| {
+        replay.run(Target::End, &mut Nobody).expect("it replays");
+    });
+    println!("forward replay: wall {:.1?}, processor {:?}", forward.0, forward.1);
+    drop(replay);
     travel.seek(Position::from_count(end)).expect("a seek");
     let never = Until { breakpoints: BTreeSet::from([0xffff_ffff_ffff_f000]), ..Until::default() };
     let back = timed(|| assert_eq!(travel.run_back_until(&never, &|| false).expect("a run"), Pause::Start));
