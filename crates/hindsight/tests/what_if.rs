@@ -84,7 +84,7 @@ fn what_is_changed_stays_changed_on_the_way_back_and_forth_and_history_does_not_
     let before = hash(&mut travel);
     let mut state = travel.session().machine().processor().state().clone();
     state.gpr[15] ^= 0x10;
-    travel.change(Change::Registers(Box::new(state))).unwrap();
+    travel.change(Change::Registers { cpu: 0, state: Box::new(state) }).unwrap();
     let changed = hash(&mut travel);
     assert_ne!(changed, before);
     run_to(&mut travel, middle + 3_500_000);

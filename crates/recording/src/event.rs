@@ -102,9 +102,11 @@ pub enum EndReason {
     Interrupted,
     /// The host failed the recorder.
     Failed,
+    /// The guest wrote to the debug-exit port.
+    DebugExit,
 }
 
-const END_REASONS: [EndReason; 8] = [
+const END_REASONS: [EndReason; 9] = [
     EndReason::Poweroff,
     EndReason::Command,
     EndReason::Panic,
@@ -113,6 +115,7 @@ const END_REASONS: [EndReason; 8] = [
     EndReason::Timeout,
     EndReason::Interrupted,
     EndReason::Failed,
+    EndReason::DebugExit,
 ];
 
 impl EndReason {
@@ -127,6 +130,7 @@ impl EndReason {
             EndReason::Timeout => "timeout",
             EndReason::Interrupted => "interrupted",
             EndReason::Failed => "failed",
+            EndReason::DebugExit => "debug-exit",
         }
     }
 }

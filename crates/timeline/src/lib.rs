@@ -47,4 +47,4 @@ pub use travel::{Change, ChangeError, ConsoleText, Hit, Marked, Over, Pause, Tra
 
 /// The version of the machine's behaviour. A recording replays only on the same one, so it changes
 /// with everything a guest can see or a state hash covers.
-pub const MACHINE_VERSION: u32 = 1;
+pub const MACHINE_VERSION: u32 = 2;

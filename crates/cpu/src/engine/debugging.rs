@@ -100,20 +100,30 @@ impl Vcpu {
         self.debugging.watch.as_mut()?.take_hits()
     }
 
+    /// Whether an access has hit a watch that nobody has [taken](Self::take_watch_hits) yet.
+    pub fn has_watch_hit(&self) -> bool {
+        self.debugging.has_hit()
+    }
+
     /// Whether an exception or interrupt was delivered at this very position, so that the machine
     /// stands behind where a run to this position stops.
     pub fn event_delivered_here(&self) -> bool {
         self.debugging.event_at == Some(self.state().retired)
     }
 
+    /// An exception or interrupt is about to be delivered.
     pub(super) fn note_event(&mut self) {
-        self.debugging.event_at = Some(self.state().retired);
+        let state = &mut self.hot().state;
+        if state.event_at == state.retired {
+            state.retired += 1;
+        }
+        state.event_at = state.retired;
+        self.debugging.event_at = Some(state.retired);
     }
 
     /// The linear address of the next instruction.
     pub fn linear_rip(&self) -> u64 {
-        let state = self.state();
-        if state.code64() { state.rip } else { state.seg[1].base.wrapping_add(state.rip) & 0xffff_ffff }
+        self.state().linear_rip()
     }
 
     /// Whether there is a breakpoint here.

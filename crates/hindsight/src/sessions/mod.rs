@@ -107,6 +107,7 @@ impl Machine for Sessions {
             exit,
             job_status: audience.job_status(),
             with_job: false,
+            debug_exit: None,
             note,
         };
         Ok((outcome, figures))
@@ -199,6 +200,7 @@ fn guest_of(plan: &GuestPlan) -> Result<Guest, Failure> {
             }
         },
         reboots: plan.reset == OnReset::Continue,
+        debug_ports: plan.debug_ports,
     })
 }
 
@@ -211,10 +213,12 @@ fn outcome(session: &mut Session, seat: &LiveSeat, ended: Ended, with_job: bool)
         state_hash: session.state_hash().map_err(Failure::host)?.combined().to_string(),
         job_status: seat.job_status(),
         with_job,
+        debug_exit: if let Ended::DebugExit(value) = ended { Some(value) } else { None },
         note: (ended == Ended::Halted).then(|| halted.to_owned()),
         exit: match ended {
             Ended::PowerOff | Ended::Halted if seat.job_status().is_some() => Exit::Command,
             Ended::PowerOff | Ended::Halted => Exit::Poweroff,
+            Ended::DebugExit(_) => Exit::DebugExit,
             Ended::Reset => Exit::Reset,
             Ended::Panic => Exit::Panic,
             Ended::TripleFault => Exit::TripleFault,
@@ -236,6 +240,7 @@ fn end_reason(exit: Exit) -> EndReason {
         Exit::Reset => EndReason::Reset,
         Exit::Timeout => EndReason::Timeout,
         Exit::Interrupted => EndReason::Interrupted,
+        Exit::DebugExit => EndReason::DebugExit,
         Exit::Diverged | Exit::EndOfRecording => EndReason::Failed,
     }
 }

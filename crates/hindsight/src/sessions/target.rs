@@ -10,7 +10,7 @@ use gdb::{
 use recording::Bookmarks;
 use timeline::{Change, ChangeError, Hit, Pause, ReplayError, Travel, Until, WatchRange};
 
-/// History in gdb's terms. There is one processor.
+/// History in gdb's terms.
 pub struct History(pub Travel);
 
 fn failed(error: impl ToString) -> TargetError {
@@ -46,6 +46,15 @@ impl History {
             ChangeError::NoMemory(at) => TargetError::Unmapped(at),
             ChangeError::InDelivery => failed(error),
         })
+    }
+
+    fn processor(&self) -> &cpu::Vcpu {
+        self.0.session().machine().processor()
+    }
+
+    fn number(&self, cpu: CpuId) -> Result<u32, TargetError> {
+        let number = u32::try_from(cpu).ok().filter(|number| *number < self.processor().cpus());
+        number.ok_or(TargetError::NoCpu(cpu))
     }
 
     fn lines(&mut self, to: Position) -> Result<Vec<ConsoleLine>, TargetError> {
@@ -90,13 +99,14 @@ impl History {
 
 impl Target for History {
     fn cpus(&self) -> usize {
-        1
+        self.processor().cpus() as usize
     }
 
-    fn activity(&self, _: CpuId) -> String {
-        let state = self.0.session().machine().processor().state();
-        match state.activity {
-            Activity::Running => "running",
+    fn activity(&self, cpu: CpuId) -> String {
+        let Ok(number) = self.number(cpu) else { return String::new() };
+        match self.processor().context(number).activity {
+            Activity::Running if number == self.processor().current_cpu() => "running",
+            Activity::Running => "waiting for its turn",
             Activity::Halted => "halted",
             Activity::Shutdown => "shut down",
             Activity::WaitForSipi => "waiting for its start",
@@ -105,13 +115,10 @@ impl Target for History {
     }
 
     fn registers(&mut self, cpu: CpuId) -> Result<Registers, TargetError> {
-        if cpu != 0 {
-            return Err(TargetError::NoCpu(cpu));
-        }
-        let machine = self.0.session().machine();
-        let processor = machine.processor();
-        let cr8 = machine.board().cr8(cpu);
-        Ok(registers::of(processor.state(), processor.linear_rip(), cr8))
+        let number = self.number(cpu)?;
+        let state = self.processor().context(number);
+        let cr8 = self.0.session().machine().board().cr8(cpu);
+        Ok(registers::of(state, state.linear_rip(), cr8))
     }
 
     fn write_registers(&mut self, cpu: CpuId, to: &Registers) -> Result<(), TargetError> {
@@ -119,29 +126,32 @@ impl Target for History {
             return Err(read_only());
         }
         let now = self.registers(cpu)?;
-        let mut state = self.0.session().machine().processor().state().clone();
+        let number = self.number(cpu)?;
+        let mut state = self.processor().context(number).clone();
         registers::set(&mut state, &now, to).map_err(failed)?;
-        self.change(Change::Registers(Box::new(state)))
+        self.change(Change::Registers { cpu: number, state: Box::new(state) })
     }
 
-    fn read_virtual(&mut self, _: CpuId, at: GuestVirt, into: &mut [u8]) -> Result<usize, TargetError> {
-        self.read_pages(at.0, into, |virt| self.0.physical(GuestVirt(virt)))
+    fn read_virtual(&mut self, cpu: CpuId, at: GuestVirt, into: &mut [u8]) -> Result<usize, TargetError> {
+        let cpu = self.number(cpu)?;
+        self.read_pages(at.0, into, |virt| self.0.physical_for(cpu, GuestVirt(virt)))
     }
 
     fn read_physical(&mut self, at: GuestPhys, into: &mut [u8]) -> Result<usize, TargetError> {
         self.read_pages(at.0, into, |phys| Some(GuestPhys(phys)))
     }
 
-    fn write_virtual(&mut self, _: CpuId, at: GuestVirt, bytes: &[u8]) -> Result<(), TargetError> {
+    fn write_virtual(&mut self, cpu: CpuId, at: GuestVirt, bytes: &[u8]) -> Result<(), TargetError> {
         if !self.0.in_branch() {
             return Err(read_only());
         }
+        let number = self.number(cpu)?;
         let mut pieces = Vec::new();
         let mut done = 0;
         while done < bytes.len() {
             let here = at.offset(done as u64);
             let n = (PAGE_SIZE - here.page_offset()).min(bytes.len() - done);
-            let phys = self.0.physical(here).ok_or(TargetError::Unmapped(here.0))?;
+            let phys = self.0.physical_for(number, here).ok_or(TargetError::Unmapped(here.0))?;
             pieces.push(Change::Memory { at: phys, bytes: bytes[done..done + n].to_vec() });
             done += n;
         }
@@ -211,7 +221,13 @@ impl Target for History {
             Direction::Forward => self.0.run_until(&until, interrupt),
             Direction::Back => self.0.run_back_until(&until, interrupt),
         };
-        let why = match pause.map_err(replay)? {
+        let pause = pause.map_err(replay)?;
+        let cpu = match (pause, direction) {
+            // It has made the access; the next instruction may be another's.
+            (Pause::Hit(Hit::Watch(..)), Direction::Forward) => self.0.session().machine().ran(),
+            _ => self.processor().current_cpu(),
+        };
+        let why = match pause {
             Pause::Hit(Hit::Breakpoint(at)) => Stopped::Breakpoint(GuestVirt(at)),
             Pause::Hit(Hit::Watch(number, address)) => {
                 Stopped::Watchpoint { kind: watched[number].kind, address }
@@ -232,7 +248,7 @@ impl Target for History {
             }
             Pause::Interrupted => Stopped::Interrupted,
         };
-        Ok(Stop { cpu: 0, why })
+        Ok(Stop { cpu: cpu as usize, why })
     }
 
     fn checkpoints(&mut self) -> Vec<Checkpoint> {

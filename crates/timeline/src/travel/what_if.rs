@@ -22,8 +22,13 @@ pub enum Change {
         /// What stands there now.
         bytes: Vec<u8>,
     },
-    /// The processor's registers: its whole state, at the same position.
-    Registers(Box<CpuState>),
+    /// The registers of a processor.
+    Registers {
+        /// Its number.
+        cpu: u32,
+        /// Its whole state, at the same position.
+        state: Box<CpuState>,
+    },
     /// Input from outside.
     Input(Input),
 }
@@ -197,9 +202,9 @@ impl Travel {
                 // That it is RAM was seen when the change was made.
                 let _ = machine.board_mut().memory_mut().write(*at, bytes);
             }
-            Change::Registers(state) => {
+            Change::Registers { cpu, state } => {
                 let processor = machine.processor_mut();
-                *processor.state_mut() = (**state).clone();
+                *processor.context_mut(*cpu) = (**state).clone();
                 machine::Processor::state_replaced(processor);
             }
             // The gate of a branch is open.
