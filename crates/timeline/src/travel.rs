@@ -20,7 +20,7 @@ mod watching;
 mod what_if;
 
 use crate::branch::{Difference, Past};
-use crate::capture::{Capture, Keeper, disks_of};
+use crate::capture::{Capture, Keeper, Seen, disks_of};
 use crate::checkpointing::bring_back;
 use crate::replay::{Trouble, checked_guest, end_of, gate_from};
 use crate::{Divergence, ReplayError, Session, Tuning};
@@ -42,8 +42,11 @@ const SLICE: u64 = 4_000_000;
 const NEARBY: [u64; 6] = [128 << 20, 24 << 20, 4 << 20, 512 << 10, 32 << 10, 2 << 10];
 /// How far apart captures are made while running back.
 const BACK_EVERY: u64 = 48 << 20;
-/// Most captures kept.
+/// Most captures kept, and how much memory their pages may take together, in bytes.
 const CAPTURES_MAX: usize = 64;
+const CAPTURE_BYTES_MAX: usize = 1 << 30;
+/// Fewer captures than this are never given up: one could not step back any more.
+const CAPTURES_MIN: usize = 8;
 /// Most recorded checkpoints kept in memory.
 const LOADED_MAX: usize = 6;
 
@@ -275,6 +278,18 @@ impl Travel {
         if self.captures.len() > CAPTURES_MAX {
             self.thin();
         }
+        // Counting takes a while, so it is done now and then.
+        if self.captures.len().is_multiple_of(CAPTURES_MIN) {
+            while self.captures.len() > CAPTURES_MIN && self.captured_bytes() > CAPTURE_BYTES_MAX {
+                (0..CAPTURES_MIN / 2).for_each(|_| self.thin());
+            }
+        }
+    }
+
+    /// Memory that the captures' pages take, those they share counted once.
+    fn captured_bytes(&self) -> usize {
+        let mut seen = Seen::default();
+        self.captures.values().map(|capture| capture.ram.count_bytes(&mut seen)).sum()
     }
 
     /// Gives up the capture that is missed least: the gap it leaves is smallest in proportion to
