@@ -153,7 +153,12 @@ impl<'a> Core<'a> {
         let mut done = 0;
         for &(phys, len) in &span.parts[..span.count] {
             self.note_watched(phys, len, true);
+            let noted = self.bus.ram().watched_count();
             self.write_phys(phys, &data[done..done + len]);
+            if self.bus.ram().page_index(phys).is_some() {
+                // Only what devices write is news.
+                self.bus.ram().forget_watched(noted);
+            }
             done += len;
         }
         Ok(())
