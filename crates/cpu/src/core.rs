@@ -23,9 +23,6 @@ pub struct Flush {
     pub everything: bool,
     /// Every translation that is not global (of the current PCID).
     pub non_global: bool,
-    /// Every translation, because another processor goes on; tables that cached translations came
-    /// from are likely to be used again.
-    pub processor: bool,
     /// The translations of these linear addresses.
     pub pages: Vec<GuestVirt>,
     /// Something that blocks of code and translations are keyed by changed: paging, write
@@ -42,7 +39,6 @@ impl Flush {
     pub fn clear(&mut self) {
         self.everything = false;
         self.non_global = false;
-        self.processor = false;
         self.pages.clear();
         self.mode = false;
     }

@@ -72,7 +72,7 @@ impl Vcpu {
         let state = unsafe { &mut (*self.arena.hot()).state };
         let parked = &mut self.contexts.parked;
         let position = state.retired;
-        let shares = share_translations(state, &parked[to]);
+        let same_paging = same_paging(state, &parked[to]);
         parked[from].clone_from(state);
         state.clone_from(&parked[to]);
         if state.in_interrupt_shadow() {
@@ -82,27 +82,21 @@ impl Vcpu {
         }
         state.retired = position;
         self.contexts.current = to;
-        if !shares {
-            self.flush.processor = true;
+        if !same_paging {
+            self.flush.mode = true;
         }
         // What was reported at this position was another processor's.
         self.pass_breakpoint(false);
     }
 }
 
-/// Whether what the TLB holds for one processor holds for the other: the same tables, read the same
-/// way. Entries that a global page left from earlier tables are then no staler for the one than for
-/// the other.
-fn share_translations(a: &CpuState, b: &CpuState) -> bool {
+/// Whether page tables are read the same way by both. Which tables they use does not matter: what is
+/// cached of them is kept by address space.
+fn same_paging(a: &CpuState, b: &CpuState) -> bool {
     const CR0: u64 = cr0::PE | cr0::PG | cr0::WP;
     const EFER: u64 = efer::LMA | efer::LME | efer::NXE;
-    const PCID: u64 = 0xfff;
-    // Outside of IA-32e mode the low bits of CR3 may be part of the address.
-    let spaces = if a.long_mode() { !PCID } else { !0 };
-    a.cr0 & CR0 == b.cr0 & CR0
-        && a.efer & EFER == b.efer & EFER
-        && (a.cr4 ^ b.cr4) & !(cr4::TSD | cr4::DE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE) == 0
-        && a.cr3 & spaces == b.cr3 & spaces
+    const CR4: u64 = !(cr4::TSD | cr4::DE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE);
+    a.cr0 & CR0 == b.cr0 & CR0 && a.cr4 & CR4 == b.cr4 & CR4 && a.efer & EFER == b.efer & EFER
 }
 
 /// PAUSE: leaves translated code if another processor could run.

@@ -28,6 +28,8 @@ mod privileged;
 mod regs;
 mod run;
 mod signals;
+mod spaces;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod thunks;
@@ -35,6 +37,7 @@ mod tlb;
 mod translate;
 mod used;
 mod vcpu;
+mod writers;
 mod x87;
 
 pub use contexts::PROCESSORS_MAX;

@@ -101,6 +101,14 @@ impl Vcpu {
         }
     }
 
+    /// What tells address spaces apart: where their top page table is.
+    fn root(&self) -> u64 {
+        let state = self.state();
+        // PAE's top tables are 32 bytes long, so that many fit on a page.
+        let low = if state.long_mode() { 0xfff } else { 0x1f };
+        if state.cr0 & x86::control::cr0::PG != 0 { state.cr3 & !low } else { 0 }
+    }
+
     fn interruptible(&self, bus: &dyn Bus) -> bool {
         bus.interrupt_pending() && self.state().rflags & flags::IF != 0 && !self.state().in_interrupt_shadow()
     }
@@ -132,6 +140,8 @@ impl Vcpu {
             self.apply_disturbances(bus);
         }
         self.tlb.follow_epoch(&self.arena, bus.ram());
+        let (root, long) = (self.root(), self.state().long_mode());
+        self.tlb.enter_space(&self.arena, bus.ram(), root, long);
     }
 
     /// Drops code or translations now and then, and ends the coming stretch early.
@@ -154,12 +164,8 @@ impl Vcpu {
     fn apply_flush(&mut self, bus: &mut dyn Bus) {
         if self.flush.everything || self.flush.mode {
             self.tlb.clear_all(&self.arena, bus.ram());
-        } else if self.flush.processor {
-            self.tlb.switch_space(&self.arena, false);
-        } else if self.flush.non_global {
-            self.tlb.switch_space(&self.arena, true);
         }
-        // Single pages need nothing: the TLB is coherent.
+        // Single pages and address spaces need nothing: the TLB is coherent.
         self.flush.clear();
     }
 
@@ -173,7 +179,7 @@ impl Vcpu {
                     bus.ram().remove_marks(d.page, Marks::CODE);
                 }
             }
-            if marks.any(Marks::TABLE_LEAF.with(Marks::TABLE_UPPER)) {
+            if marks.any(Marks::TABLE) {
                 self.tlb.table_written(&self.arena, bus.ram(), d);
             }
         }
@@ -281,7 +287,7 @@ impl Vcpu {
         mode: Mode,
         virt: GuestVirt,
     ) -> Result<Option<GuestPhys>, Exception> {
-        match self.tlb.code(mode, virt) {
+        match self.tlb.code(&self.arena, mode, virt) {
             Some(page) => Ok(Some(page)),
             None => self.map_code(bus, mode, virt),
         }
@@ -294,14 +300,15 @@ impl Vcpu {
         mode: Mode,
         virt: GuestVirt,
     ) -> Result<Option<GuestPhys>, Exception> {
-        let state = &self.hot().state;
+        let state = self.state();
+        let long = state.long_mode();
         let found = walk::translate(state, bus.ram(), virt, Access::fetch(state))?;
         let page = found.phys.page_base();
         if bus.ram().page_index(page).is_none() {
             return Ok(None);
         }
         let id = self.blocks.page_id(virt.page(), page.page(), mode);
-        let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global };
+        let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global, long };
         self.tlb.fill_code(&self.arena, bus.ram(), mode, virt, page, id, &mapping);
         Ok(Some(page))
     }
@@ -597,6 +604,7 @@ impl Vcpu {
                 && let Some(page) = bus.ram().page_index(found.phys)
             {
                 shareable = false;
+                let long = state.long_mode();
                 let marks = bus.ram().marks(page);
                 let slow = write && marks.any(Marks::HOOKED) || marks.any(Marks::WATCHED);
                 if write && marks.any(Marks::HOOKED) {
@@ -606,7 +614,8 @@ impl Vcpu {
                     if write {
                         bus.ram().mark_dirty(page);
                     }
-                    let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global };
+                    let entries = &found.entries[..found.levels];
+                    let mapping = Mapping { entries, global: found.global, long };
                     self.tlb.fill_data(&self.arena, bus.ram(), mode, write, virt, page, &mapping);
                     if self.groups_stale(block) {
                         self.arrive_at(block, k);
@@ -705,6 +714,7 @@ impl Vcpu {
 
     fn resume_after(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId, k: u8, retired: u64) -> Next {
         let quiet = self.flush.is_empty()
+            && self.tlb.in_space(self.root())
             && !bus.ram().is_disturbed()
             && self.state().activity == Activity::Running
             && !bus.interrupt_pending()
