@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod ci;
+mod hostile;
 mod tidy;
 mod workspace;
 
@@ -31,8 +32,17 @@ enum Chore {
     },
     /// Format, clippy and documentation, without tests
     Lint,
+    /// What takes hours: run by hand, with a short share of each in the tests
+    #[command(subcommand)]
+    Soak(Soak),
     /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
     Tidy,
+}
+
+#[derive(Subcommand)]
+enum Soak {
+    /// Hostile guests: random code, device accesses, virtqueues and page tables
+    Fuzz(hostile::Options),
 }
 
 /// A chore's complaint, for people.
@@ -43,6 +53,7 @@ fn main() -> ExitCode {
         Chore::Ci => ci::all(),
         Chore::Test { arguments } => ci::test(&arguments),
         Chore::Lint => ci::lint(),
+        Chore::Soak(Soak::Fuzz(options)) => hostile::run(&options),
         Chore::Tidy => tidy::tidy(),
     };
     match result {

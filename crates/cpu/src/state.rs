@@ -109,6 +109,10 @@ pub struct CpuState {
     /// this: set to the count after STI, or after a load of SS, to inhibit at just that boundary
     /// (SDM vol. 3A, 6.8.3). `u64::MAX` when nothing is held back.
     pub shadow_at: u64,
+    /// The count at which an exception or interrupt was last delivered, `u64::MAX` for never. One
+    /// that follows at the same count, no instruction having retired in between, counts as one:
+    /// otherwise a handler that faults at once would keep the processor at one position for ever.
+    pub event_at: u64,
     pub msr: SystemMsrs,
     pub fpu: Fpu,
     /// Initial APIC identifier, as CPUID shows it; 0 in the bootstrap processor.

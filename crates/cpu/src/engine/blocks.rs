@@ -40,7 +40,8 @@ impl Mode {
         [Mode(1 << 8), Mode(1 << 9), Mode(1 << 10), Mode(1 << 11), Mode(1 << 12), Mode(1 << 13)];
     /// The stack pointer is ESP rather than SP outside 64-bit mode (SS.B).
     pub const STACK32: Mode = Mode(1 << 14);
-    /// A debugger or the guest's debug registers want every access to be executed precisely.
+    /// Alignment is checked (CR0.AM and EFLAGS.AC at CPL 3), which only execution from Rust does:
+    /// no block is translated for such a mode, and no block goes on in it.
     pub const PRECISE: Mode = Mode(1 << 15);
 
     /// CPL 0.

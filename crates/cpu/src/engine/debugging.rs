@@ -89,8 +89,14 @@ impl Vcpu {
         self.debugging.event_at == Some(self.state().retired)
     }
 
+    /// An exception or interrupt is about to be delivered.
     pub(super) fn note_event(&mut self) {
-        self.debugging.event_at = Some(self.state().retired);
+        let state = &mut self.hot().state;
+        if state.event_at == state.retired {
+            state.retired += 1;
+        }
+        state.event_at = state.retired;
+        self.debugging.event_at = Some(state.retired);
     }
 
     /// The linear address of the next instruction.

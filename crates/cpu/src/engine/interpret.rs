@@ -55,6 +55,9 @@ impl Vcpu {
         // Invalid already in what the first page holds, or does it go on?
         if instr.is_invalid() && first < inside && self.incomplete(&bytes[..first]) {
             let second = GuestVirt(start.0.wrapping_add(first as u64));
+            if self.state().code64() && !paging::is_canonical(second.0) {
+                return Err(Exception::gp(0));
+            }
             self.core(bus).read_as(second.0, &mut bytes[first..inside], access)?;
             instr = self.decode(&bytes[..inside]);
         }
@@ -245,7 +248,7 @@ fn touches_fpu(instr: &Instruction) -> bool {
 
 /// Whether the instruction delivers a pending x87 exception, before it looks at memory (SDM vol. 1,
 /// 8.3.11 and 8.6; for MMX, 9.5 and 11.6.6).
-fn waits_for_x87(instr: &Instruction) -> bool {
+pub(super) fn waits_for_x87(instr: &Instruction) -> bool {
     use CpuidFeature::*;
     use iced_x86::Mnemonic::{Fnclex, Fndisi, Fneni, Fninit, Fnsetpm, Fnstcw, Fnstsw};
     let x87 = instr.cpuid_features().iter().any(|f| matches!(f, FPU | FPU287 | FPU387));

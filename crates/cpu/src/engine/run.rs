@@ -1,15 +1,17 @@
 //! The run loop: finding and linking blocks, and acting on every reason for leaving them.
 
 use super::blocks::{BlockId, BlockKey, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
+use super::bounce::{check_vector_alignment, must_be_aligned};
 use super::classify::Class;
 use super::hot::{Hot, JUMP_ENTRIES, JumpEntry};
-use super::interpret::Faulted;
+use super::interpret::{Faulted, waits_for_x87};
 use super::regs;
 use super::signals::{self, Running};
 use super::tlb::Mapping;
 use super::translate::{Place, Translator};
 use super::vcpu::{Exit, Miss, Vcpu};
-use crate::core::Intent;
+use super::x87;
+use crate::core::{Intent, alignment_checked};
 use crate::marks::mark;
 use crate::walk::{self, Access};
 use crate::{Activity, Bus, debug, deliver};
@@ -81,7 +83,8 @@ impl Vcpu {
             let held = bus.interrupt_pending() && self.state().in_interrupt_shadow();
             let horizon = if held { self.state().retired + 1 } else { horizon };
             self.horizon = horizon;
-            if self.interpret_all || debug::debug_traps_armed(self.state()) {
+            let precise = debug::debug_traps_armed(self.state()) || alignment_checked(self.state());
+            if self.interpret_all || precise {
                 self.step(bus);
                 continue;
             }
@@ -213,12 +216,14 @@ impl Vcpu {
                     || instr.mnemonic() == iced_x86::Mnemonic::Iret;
                 use iced_x86::Mnemonic::{Int, Int3, Into, Syscall};
                 let reloads_tf = matches!(instr.mnemonic(), Int | Int3 | Into | Syscall);
-                self.interpret(bus, &instr, budget).map(|done| (done, keeps_rf, reloads_tf))
+                // A load of SS holds debug traps back; STI holds back interrupts only.
+                let loads_ss = instr.op0_register() == iced_x86::Register::SS;
+                self.interpret(bus, &instr, budget).map(|done| (done, keeps_rf, reloads_tf, loads_ss))
             }
             Err(exception) => Err(Faulted::from(exception)),
         };
         match outcome {
-            Ok((done, keeps_rf, reloads_tf)) => {
+            Ok((done, keeps_rf, reloads_tf, loads_ss)) => {
                 let state = &mut self.hot().state;
                 state.retired += done.retired;
                 if !state.code64() {
@@ -229,7 +234,7 @@ impl Vcpu {
                 }
                 // Software interrupts clear TF, and SYSCALL goes by the TF that it leaves.
                 let single_step = before & if reloads_tf { state.rflags } else { u64::MAX } & flags::TF != 0;
-                if state.in_interrupt_shadow() {
+                if loads_ss && state.in_interrupt_shadow() {
                     return;
                 }
                 if single_step {
@@ -265,6 +270,10 @@ impl Vcpu {
         }
         if !mode.is64() && state.rip > state.seg[1].limit as u64 {
             return Err(Exception::gp(0));
+        }
+        // Translated code knows nothing of the limit: what has one is fetched by Rust, which looks.
+        if !mode.is64() && !mode.has(Mode::FLAT[1]) {
+            return Ok(None);
         }
         let Some(phys) = self.code_page(bus, mode, virt)? else { return Ok(None) };
         let phys = phys.offset(virt.page_offset() as u64);
@@ -597,8 +606,10 @@ impl Vcpu {
         if crossing {
             mark!(Crossing);
         }
+        let early = (size >= 16 || self.x87_in_host && x87::exception_pending())
+            && self.faults_before_access(bus, mode, id);
         let mut shareable = !crossing;
-        if !crossing && (!mode.is64() || paging::is_canonical(linear)) {
+        if !crossing && !early && (!mode.is64() || paging::is_canonical(linear)) {
             let state = &self.hot().state;
             if let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, write))
                 && let Some(page) = bus.ram().page_index(found.phys)
@@ -641,6 +652,18 @@ impl Vcpu {
             mark!(GroupsStale);
         }
         stale
+    }
+
+    /// Whether the instruction of an exit faults before its operand's page is looked at: a vector
+    /// that has to be aligned and is not, or a pending x87 exception.
+    fn faults_before_access(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId) -> bool {
+        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
+        self.arrive_at(block, insn);
+        let Ok((instr, _)) = self.decoded(bus, mode, id) else { return false };
+        if waits_for_x87(&instr) {
+            return self.x87_in_host && x87::exception_pending();
+        }
+        must_be_aligned(&instr) && check_vector_alignment(&self.core(bus), &instr).is_err()
     }
 
     /// Whether a retry of this instruction can succeed: two operands on pages that share a TLB slot

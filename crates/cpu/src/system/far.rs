@@ -235,6 +235,9 @@ pub(super) fn drop_inaccessible_segments(core: &mut Core, cpl: u8) {
         let conforming_code = seg.kind() & 0xc == 0xc;
         if seg.present() && seg.dpl() < cpl && !conforming_code {
             *seg = Segment::default();
+        } else if is_null(seg.selector) {
+            // The requested privilege goes; the bases of FS and GS stay.
+            seg.selector = 0;
         }
     }
 }
