@@ -95,8 +95,13 @@ impl Vcpu {
 fn same_paging(a: &CpuState, b: &CpuState) -> bool {
     const CR0: u64 = cr0::PE | cr0::PG | cr0::WP;
     const EFER: u64 = efer::LMA | efer::LME | efer::NXE;
-    const CR4: u64 = !(cr4::TSD | cr4::DE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE);
-    a.cr0 & CR0 == b.cr0 & CR0 && a.cr4 & CR4 == b.cr4 & CR4 && a.efer & EFER == b.efer & EFER
+    const CR4: u64 = cr4::PAE | cr4::PGE | cr4::PCIDE | cr4::SMEP | cr4::SMAP;
+    // With PAE, PSE means nothing, and an operating system may have set it for some only.
+    let cr4 = |state: &CpuState| {
+        let pse = if state.cr4 & cr4::PAE == 0 { cr4::PSE } else { 0 };
+        state.cr4 & (CR4 | pse)
+    };
+    a.cr0 & CR0 == b.cr0 & CR0 && cr4(a) == cr4(b) && a.efer & EFER == b.efer & EFER
 }
 
 /// PAUSE: leaves translated code if another processor could run.
