@@ -225,6 +225,8 @@ impl Rewriter {
         }
         if let Some(mem) = memory {
             new.set_segment_prefix(Register::None);
+            // Nobody else runs while translated code does, so one instruction is atomic as it is.
+            new.set_has_lock_prefix(false);
             new.set_memory_base(mem.base.map_or(Register::None, |r| sized(r, 8)));
             new.set_memory_index(mem.index.map_or(Register::None, |(r, _)| sized(r, 8)));
             new.set_memory_index_scale(mem.index.map_or(1, |(_, s)| 1 << s));
