@@ -4,6 +4,7 @@
 //! that users or the other crates need.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod ci;
 mod hostile;
 mod tidy;
@@ -35,6 +36,8 @@ enum Chore {
     /// What takes hours: run by hand, with a short share of each in the tests
     #[command(subcommand)]
     Soak(Soak),
+    /// Measure Hindsight beside native execution and QEMU
+    Bench(bench::Options),
     /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
     Tidy,
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Chore::Test { arguments } => ci::test(&arguments),
         Chore::Lint => ci::lint(),
         Chore::Soak(Soak::Fuzz(options)) => hostile::run(&options),
+        Chore::Bench(options) => bench::bench(&options),
         Chore::Tidy => tidy::tidy(),
     };
     match result {

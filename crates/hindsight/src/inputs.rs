@@ -52,6 +52,14 @@ pub fn plan(
             check_file(option, file)?;
         }
     }
+    if !options.file.is_empty() && (root_disk || options.kernel.is_some() && options.initrd.is_none()) {
+        return Err(Failure::usage(
+            "--file needs a guest that starts from an initrd; with a disk, put it there",
+        ));
+    }
+    for file in &options.file {
+        check_file("--file", file)?;
+    }
     let job = (!command.is_empty()).then(|| Job::from_words(command, mode));
     let (kernel, initrd) = images(options, job.is_some() || root_disk)?;
     let image = KernelImage::read(&kernel)?;
@@ -74,6 +82,7 @@ pub fn plan(
     Ok(GuestPlan {
         kernel,
         initrd,
+        files: options.file.clone(),
         job,
         append,
         memory_bytes: memory.bytes,

@@ -147,6 +147,7 @@ mod tests {
             exit,
             job_status,
             debug_exit: None,
+            with_job: false,
             note: None,
         }
     }

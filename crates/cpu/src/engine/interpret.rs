@@ -162,6 +162,8 @@ impl Vcpu {
         budget: u64,
     ) -> Result<Done, Faulted> {
         self.take_x87(instr);
+        // A breakpoint is met before every iteration: each is a position of its own.
+        let budget = if self.has_breakpoint_here() { 1 } else { budget };
         let mut core = self.core(bus);
         if string::is_string(instr.code()) {
             return match string::string(&mut core, instr, budget) {

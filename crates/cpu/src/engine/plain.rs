@@ -171,6 +171,7 @@ impl Rewriter {
             mark!(BitStringRefused);
             return Err(Inexpressible);
         }
+        e.release();
         let ea = e.address(instr).ok_or(Inexpressible)?;
         if ea.register != Reg::R10 || ea.displacement != 0 {
             e.asm.lea(Width::W64, Reg::R10, Mem::base(ea.register, ea.displacement));
@@ -254,6 +255,9 @@ pub fn operand_size(instr: &Instruction) -> usize {
 
 fn surround(e: &mut Emitter, assignment: &Assignment, bytes: &[u8]) {
     for (guest, host, _) in &assignment.visits {
+        if *host == Reg::R11 {
+            e.release();
+        }
         let value = e.read_guest(*guest, *host);
         if value != *host {
             e.asm.mov(Width::W64, *host, value);
