@@ -6,6 +6,7 @@
 
 mod ci;
 mod hostile;
+mod selftests;
 mod tidy;
 mod workspace;
 
@@ -32,17 +33,12 @@ enum Chore {
     },
     /// Format, clippy and documentation, without tests
     Lint,
-    /// What takes hours: run by hand, with a short share of each in the tests
-    #[command(subcommand)]
-    Soak(Soak),
-    /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
-    Tidy,
-}
-
-#[derive(Subcommand)]
-enum Soak {
     /// Hostile guests: random code, device accesses, virtqueues and page tables
     Fuzz(hostile::Options),
+    /// The kernel's own tests of the architecture, natively, in our guest and in QEMU's
+    Selftests(selftests::Options),
+    /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
+    Tidy,
 }
 
 /// A chore's complaint, for people.
@@ -53,7 +49,8 @@ fn main() -> ExitCode {
         Chore::Ci => ci::all(),
         Chore::Test { arguments } => ci::test(&arguments),
         Chore::Lint => ci::lint(),
-        Chore::Soak(Soak::Fuzz(options)) => hostile::run(&options),
+        Chore::Fuzz(options) => hostile::run(&options),
+        Chore::Selftests(options) => selftests::run(&options),
         Chore::Tidy => tidy::tidy(),
     };
     match result {
