@@ -8,6 +8,7 @@ mod ci;
 mod hostile;
 mod selftests;
 mod tidy;
+mod workloads;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -37,6 +38,8 @@ enum Chore {
     Fuzz(hostile::Options),
     /// The kernel's own tests of the architecture, natively, in our guest and in QEMU's
     Selftests(selftests::Options),
+    /// Programs of a Debian guest that check themselves, and what each takes
+    Workloads(workloads::Options),
     /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
     Tidy,
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Chore::Lint => ci::lint(),
         Chore::Fuzz(options) => hostile::run(&options),
         Chore::Selftests(options) => selftests::run(&options),
+        Chore::Workloads(options) => workloads::run(&options),
         Chore::Tidy => tidy::tidy(),
     };
     match result {

@@ -149,17 +149,9 @@ fn build(folder: &Path) -> Result<PathBuf> {
     Ok(programs)
 }
 
-/// The program built from this repository.
-fn hindsight() -> Result<PathBuf> {
-    workspace::run("cargo", &["build", "--release", "--locked", "-p", "hindsight"], &[])?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace::root().join("target"), PathBuf::from);
-    Ok(target.join("release/hindsight"))
-}
-
 /// A kernel, and the guest maker's initial RAM disk with the programs in it.
 fn guest(folder: &Path, programs: &Path, debian: &str) -> Result<(PathBuf, PathBuf)> {
-    let output = Command::new(hindsight()?).args(["guest", "fetch", "--debian", debian]).output();
+    let output = Command::new(workspace::hindsight()?).args(["guest", "fetch", "--debian", debian]).output();
     let output = output.map_err(|error| format!("hindsight guest fetch: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut paths = text.lines().map(PathBuf::from);
@@ -188,7 +180,7 @@ fn native(folder: &Path, programs: &Path) -> Result<Results> {
 }
 
 fn in_hindsight(folder: &Path, kernel: &Path, initrd: &Path) -> Result<Results> {
-    let mut command = Command::new(hindsight()?);
+    let mut command = Command::new(workspace::hindsight()?);
     command.args(["run", "--memory", "1G", "--timeout", "900", "--append", APPEND]);
     command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
     collect(command, &folder.join("hindsight.log"))
