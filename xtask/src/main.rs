@@ -4,6 +4,7 @@
 //! that users or the other crates need.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod ci;
 mod hostile;
 mod selftests;
@@ -40,6 +41,8 @@ enum Chore {
     Selftests(selftests::Options),
     /// Programs of a Debian guest that check themselves, and what each takes
     Workloads(workloads::Options),
+    /// Measure Hindsight beside native execution and QEMU
+    Bench(bench::Options),
     /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
     Tidy,
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Chore::Fuzz(options) => hostile::run(&options),
         Chore::Selftests(options) => selftests::run(&options),
         Chore::Workloads(options) => workloads::run(&options),
+        Chore::Bench(options) => bench::bench(&options),
         Chore::Tidy => tidy::tidy(),
     };
     match result {

@@ -71,3 +71,13 @@ pub fn files() -> Result<Vec<PathBuf>> {
     let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
     Ok(names.map(|name| root().join(&*String::from_utf8_lossy(name))).filter(|path| path.is_file()).collect())
 }
+
+/// Where cargo puts what it builds.
+pub fn target() -> Result<PathBuf> {
+    let json = output("cargo", &["metadata", "--format-version=1", "--no-deps", "--offline"])?;
+    let json: Value = serde_json::from_slice(&json).map_err(|error| format!("cargo metadata: {error}"))?;
+    json["target_directory"]
+        .as_str()
+        .map(PathBuf::from)
+        .ok_or_else(|| "cargo has no target folder".to_owned())
+}

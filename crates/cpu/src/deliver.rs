@@ -211,6 +211,10 @@ fn handler_segment(core: &mut Core, selector: u16, ext: u32) -> Result<(Descript
     if !descriptor.is_code() || descriptor.segment.dpl() > core.state.cpl {
         return Err(Exception::gp(code));
     }
+    // Handlers of virtual-8086 mode run at CPL 0.
+    if core.state.virtual_8086() && (descriptor.is_conforming_code() || descriptor.segment.dpl() != 0) {
+        return Err(Exception::gp(code));
+    }
     if core.state.long_mode() && (!descriptor.segment.is_long_code() || descriptor.has_bad_size()) {
         return Err(Exception::gp(code));
     }
@@ -355,8 +359,12 @@ fn deliver_legacy(core: &mut Core, event: Event) -> Result<(), Exception> {
     core.mark_accessed(&mut code)?;
     let handler = Handler { code, offset, cpl, clears_if: access & 1 == 0 };
     let old_cs = core.state.seg[SegmentIndex::Cs as usize].selector as u64;
-    let mut words = Vec::with_capacity(6);
+    let mut words = Vec::with_capacity(10);
     let inner = cpl < core.state.cpl;
+    let from_virtual = core.state.virtual_8086();
+    if from_virtual {
+        words.extend(DATA_SEGMENTS.map(|index| core.state.seg[index as usize].selector as u64));
+    }
     if inner {
         words.push(core.state.seg[SegmentIndex::Ss as usize].selector as u64);
         words.push(core.state.gpr[gpr::RSP]);
@@ -368,9 +376,16 @@ fn deliver_legacy(core: &mut Core, event: Event) -> Result<(), Exception> {
     } else {
         core.push(&words, size)?
     }
+    if from_virtual {
+        DATA_SEGMENTS.iter().for_each(|index| core.state.seg[*index as usize] = Segment::default());
+    }
     enter(core, &handler);
     Ok(())
 }
+
+/// What an interrupt in virtual-8086 mode pushes first, in order.
+const DATA_SEGMENTS: [SegmentIndex; 4] =
+    [SegmentIndex::Gs, SegmentIndex::Fs, SegmentIndex::Ds, SegmentIndex::Es];
 
 /// Switches to the inner stack that the task state segment names and pushes the frame there, words of
 /// `size` bytes. Without room for it: #SS with the new stack's selector.

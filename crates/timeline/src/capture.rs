@@ -35,8 +35,15 @@ impl RamImage {
         self.chunks[page / FAN][page % FAN].as_ref()
     }
 
+    /// The numbers of the pages that are not zeros.
+    pub(crate) fn pages_in_use(&self) -> Vec<u32> {
+        let mut pages = Vec::new();
+        Self::zeros(self.chunks.len() * FAN).differences(self, &mut |page| pages.push(page as u32));
+        pages
+    }
+
     /// The pages that are not shared with `other`.
-    fn differences(&self, other: &RamImage, each: &mut impl FnMut(usize)) {
+    pub(crate) fn differences(&self, other: &RamImage, each: &mut impl FnMut(usize)) {
         for (number, (a, b)) in self.chunks.iter().zip(&other.chunks).enumerate() {
             if Arc::ptr_eq(a, b) {
                 continue;

@@ -16,6 +16,9 @@
 //! a breakpoint on the first instruction of an exception's or interrupt's handler the machine may
 //! stand behind that, at the same position; [`Travel`] remembers and starts over when needed.
 
+mod what_if;
+
+use crate::branch::{Difference, Past};
 use crate::capture::{Capture, Keeper, disks_of};
 use crate::checkpointing::bring_back;
 use crate::replay::{Trouble, checked_guest, end_of, gate_from};
@@ -27,6 +30,8 @@ use machine::{Gate, Moment, Stop};
 use recording::{Checkpoint, Checkpoints, HashCache, Recording};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
+use what_if::WhatIf;
+pub use what_if::{Change, ChangeError, Over};
 
 /// Instructions between two looks at whether to stop: a few milliseconds.
 const SLICE: u64 = 4_000_000;
@@ -135,6 +140,7 @@ pub struct Travel {
     console: Vec<ConsoleText>,
     /// How far [`Travel::console_to`] has read.
     console_to: Position,
+    branch: Option<WhatIf>,
 }
 
 impl Travel {
@@ -167,6 +173,7 @@ impl Travel {
             placed: Vec::new(),
             console: Vec::new(),
             console_to: Position::START,
+            branch: None,
         })
     }
 
@@ -186,17 +193,12 @@ impl Travel {
     pub fn position(&self) -> Position {
         self.session.position()
     }
-    /// Where history ends.
-    pub fn end(&self) -> Position {
-        self.end.position
-    }
-
     /// The checkpoints on disk and in memory, by position.
     pub fn checkpoints(&self) -> Vec<Marked> {
         let on_disk = self.recorded.iter().flat_map(Checkpoints::list);
         let mut all: Vec<Marked> =
             on_disk.map(|c| Marked { at: c.at(), disk_bytes: Some(c.bytes()) }).collect();
-        all.extend(self.captures.keys().map(|at| Marked { at: *at, disk_bytes: None }));
+        all.extend(self.kept());
         all.sort_by_key(|marked| (marked.at, marked.disk_bytes.is_none()));
         all.dedup_by_key(|marked| marked.at);
         all
@@ -229,7 +231,7 @@ impl Travel {
 
     /// The position of the latest state kept that is at or before `to`.
     fn nearest(&self, to: Position) -> Position {
-        let in_memory = self.captures.range(..=to).next_back().map_or(Position::START, |(at, _)| *at);
+        let in_memory = self.captures.range(..=to).next_back().map_or(self.origin(), |(at, _)| *at);
         let on_disk = self.recorded.as_ref().and_then(|recorded| recorded.at_or_before(to));
         on_disk.map_or(in_memory, |c| in_memory.max(c.at()))
     }
@@ -268,7 +270,11 @@ impl Travel {
     fn restore(&mut self, capture: &Capture) -> Result<(), ReplayError> {
         let restored = self.keeper.restore(&mut self.session, capture);
         restored.map_err(|error| ReplayError::Machine(error.to_string()))?;
-        let gate = gate_from(&self.recording, capture.at, &self.trouble);
+        let gate = match self.branch {
+            None => gate_from(&self.recording, capture.at, &self.trouble),
+            Some(_) => Gate::live(None),
+        };
+        self.branch_restored(capture.at);
         self.session.machine_mut().set_gate(gate);
         self.session.machine_mut().processor_mut().pass_breakpoint(false);
         self.check_log()
@@ -303,7 +309,7 @@ impl Travel {
 
     /// Runs to a position, whatever is met on the way.
     fn advance(&mut self, to: Position) -> Result<(), ReplayError> {
-        while self.position() < to {
+        while self.position() < to && self.can_run() {
             self.slice(to)?;
         }
         Ok(())
@@ -319,7 +325,7 @@ impl Travel {
         &mut self,
         to: Position,
     ) -> Result<Option<((Position, Hit), (Position, Hit))>, ReplayError> {
-        let stop = self.session.run_until(to);
+        let stop = self.drive(to);
         self.session.take_output();
         self.check_log()?;
         match stop {
@@ -388,7 +394,7 @@ impl Travel {
         let watches = placed.iter().map(|placed| placed.watch).collect();
         self.placed = placed;
         let (processor, board) = self.session.machine_mut().processor_and_board();
-        processor.set_breakpoints(board, &until.breakpoints);
+        processor.set_breakpoints(&until.breakpoints);
         processor.set_watches(board, watches);
     }
 
@@ -399,10 +405,11 @@ impl Travel {
     pub fn run_until(&mut self, until: &Until, interrupt: &dyn Fn() -> bool) -> Result<Pause, ReplayError> {
         self.set(until);
         self.session.machine_mut().processor_mut().pass_breakpoint(true);
-        let end = self.end();
-        let limit = until.position.map_or(end, |position| position.min(end));
+        let limit = until.position.unwrap_or(Position::NEVER);
         loop {
             let here = self.position();
+            let end = self.horizon();
+            let limit = limit.min(end);
             if here >= end {
                 return Ok(Pause::End);
             }
@@ -446,7 +453,8 @@ impl Travel {
         until: &Until,
         interrupt: &dyn Fn() -> bool,
     ) -> Result<Pause, ReplayError> {
-        let floor = until.position.unwrap_or(Position::START).min(self.position());
+        let origin = self.origin();
+        let floor = until.position.unwrap_or(origin).max(origin).min(self.position());
         let mut upper = self.position();
         self.set(until);
         while upper > floor && !(until.breakpoints.is_empty() && until.watches.is_empty()) {
@@ -465,7 +473,7 @@ impl Travel {
             }
         }
         self.seek(floor)?;
-        Ok(if floor == Position::START { Pause::Start } else { Pause::Position })
+        Ok(if floor == origin { Pause::Start } else { Pause::Position })
     }
 
     /// Runs to `upper` and tells the last hit before it; `Err` when interrupted.
@@ -477,7 +485,7 @@ impl Travel {
     ) -> Result<Result<Option<(Position, Hit)>, ()>, ReplayError> {
         let mut last = None;
         let mut next_capture = self.position().after(BACK_EVERY);
-        while self.position() < upper {
+        while self.position() < upper && self.can_run() {
             let here = self.position();
             let to = here.after(SLICE).min(upper);
             if let Some((_, (at, hit))) = self.slice_hits(to)? {
@@ -521,8 +529,8 @@ impl Travel {
         if to > self.console_to {
             let here = self.position();
             self.seek(self.console_to)?;
-            while self.position() < to {
-                let stop = self.session.run_until(self.position().after(ConsoleText::GRAIN).min(to));
+            while self.position() < to && self.can_run() {
+                let stop = self.drive(self.position().after(ConsoleText::GRAIN).min(to));
                 self.check_log()?;
                 let at = self.position();
                 for (_, bytes) in
@@ -540,10 +548,26 @@ impl Travel {
         Ok(&self.console)
     }
 
-    /// Leaves the past: the machine as it stands, open to live input, with a future of its own.
-    pub fn go_live(mut self) -> Session {
+    /// Leaves the past: the machine as it stands, open to live input, with a future of its own; and
+    /// what a recording of that has to know of the past.
+    ///
+    /// # Errors
+    /// As [`Travel::seek`].
+    pub fn go_live(mut self) -> Result<(Session, Past), ReplayError> {
+        self.end_branch()?;
         self.set(&Until::default());
+        let at = self.position();
+        self.seek(at)?;
+        let here = self.keeper.capture(&mut self.session);
+        let nearest = self.recorded.as_ref().and_then(|recorded| recorded.at_or_before(at));
+        let loaded = nearest.and_then(|checkpoint| Some((self.load(&checkpoint)?, checkpoint)));
+        // Loading has used the disks.
+        self.restore(&here)?;
         self.session.machine_mut().set_gate(Gate::live(None));
-        self.session
+        let checkpoint = loaded.zip(self.recorded).map(|((capture, checkpoint), recorded)| {
+            (recorded, checkpoint, Difference::between(&capture, &here))
+        });
+        let past = Past::new(self.recording, at, checkpoint, here.ram.pages_in_use());
+        Ok((self.session, past))
     }
 }

@@ -25,6 +25,8 @@ struct Operand {
     size: usize,
     read: bool,
     write: bool,
+    /// It may leave the operand alone, like a CMPXCHG that fails; written back all the same.
+    conditional: bool,
 }
 
 impl Vcpu {
@@ -55,16 +57,16 @@ impl Vcpu {
         let operand = if class == Class::Memory { Some(operand(&core, &mut instr, &info)?) } else { None };
         let place = operand.as_ref().map_or(0, |o| (o.linear & 63) as usize);
         let mut hits = 0;
+        let mut before = [0; 64];
         if let Some(o) = &operand {
             check_alignment(&core, o)?;
             if o.write {
                 core.check_write(o.linear, o.size, Intent::Explicit)?;
             }
             if o.read {
-                let mut bytes = [0; 64];
-                core.read(o.linear, &mut bytes[..o.size], Intent::Explicit)?;
+                core.read(o.linear, &mut before[..o.size], Intent::Explicit)?;
                 hits |= core.data_hits;
-                self.hot().bounce.0[place..place + o.size].copy_from_slice(&bytes[..o.size]);
+                self.hot().bounce.0[place..place + o.size].copy_from_slice(&before[..o.size]);
             }
         }
         self.run_alone(&instr, &info, operand.is_some(), place)?;
@@ -76,6 +78,10 @@ impl Vcpu {
         if let Some(o) = &operand
             && o.write
         {
+            if o.conditional && bytes == before {
+                // For a debugger nothing was written.
+                core.watch = None;
+            }
             core.write(o.linear, &bytes[..o.size], Intent::Explicit)?;
             hits |= core.data_hits;
         }
@@ -185,7 +191,8 @@ fn operand(core: &Core, instr: &mut Instruction, info: &InstructionInfo) -> Resu
         instr.set_immediate8((value & (bits - 1)) as u8);
     }
     let linear = flow::linear_address_at(core, instr, displacement, size, write)?;
-    Ok(Operand { linear, size, read, write })
+    let conditional = matches!(access, OpAccess::CondWrite | OpAccess::ReadCondWrite);
+    Ok(Operand { linear, size, read, write, conditional })
 }
 
 /// #GP for a misaligned operand that must be aligned: before the address's form and its page are

@@ -37,11 +37,14 @@ impl Debugging {
 impl Vcpu {
     /// Stops runs with [`super::Exit::Debugger`] where the linear address of the next instruction
     /// is one of these. Standing at one and running on does not stop there again.
-    pub fn set_breakpoints(&mut self, bus: &mut dyn Bus, breakpoints: &BTreeSet<u64>) {
-        if *breakpoints != self.debugging.breakpoints {
-            self.drop_code(bus);
-            self.debugging.breakpoints.clone_from(breakpoints);
+    pub fn set_breakpoints(&mut self, breakpoints: &BTreeSet<u64>) {
+        if *breakpoints == self.debugging.breakpoints {
+            return;
         }
+        // Code that was translated with regard to a breakpoint that has gone only ends early there.
+        let added = breakpoints.difference(&self.debugging.breakpoints).copied().collect();
+        self.blocks.forget_at(&mut self.arena, &added);
+        self.debugging.breakpoints.clone_from(breakpoints);
     }
 
     /// Does (not) stop at a breakpoint exactly here and now.
@@ -104,12 +107,15 @@ impl Vcpu {
         self.state().linear_rip()
     }
 
+    /// Whether there is a breakpoint here.
+    pub(super) fn has_breakpoint_here(&self) -> bool {
+        !self.debugging.breakpoints.is_empty() && self.debugging.breakpoints.contains(&self.linear_rip())
+    }
+
     /// Whether there is a breakpoint here that was not passed yet: the loop has to look before
     /// going on.
     pub(super) fn at_breakpoint(&self) -> bool {
-        !self.debugging.breakpoints.is_empty()
-            && self.debugging.breakpoints.contains(&self.linear_rip())
-            && self.debugging.passed != Some((self.state().retired, self.linear_rip()))
+        self.has_breakpoint_here() && self.debugging.passed != Some((self.state().retired, self.linear_rip()))
     }
 
     /// Whether the run ends here.

@@ -3,7 +3,8 @@
 use super::far::{
     check_instruction_pointer, drop_inaccessible_segments, return_code_segment, return_stack_segment,
 };
-use super::{Done, Outcome, flags::writable, load_real_segment, next_rip};
+use super::flags::{iopl, writable};
+use super::{Done, Outcome, load_real_segment, next_rip, virtual_8086};
 use crate::core::{Core, mask};
 use crate::descriptor::SegmentExt;
 use crate::{debug, deliver};
@@ -12,7 +13,9 @@ use x86::{Exception, Segment, SegmentIndex, flags, gpr, vector};
 
 pub(super) fn execute(core: &mut Core, instr: &Instruction) -> Done {
     let next = next_rip(core, instr);
+    let virtual_mode = core.state.virtual_8086();
     let (vector, checked) = match instr.mnemonic() {
+        M::Int | M::Iret | M::Iretd if virtual_mode && iopl(core) < 3 => return Err(Exception::gp(0)),
         M::Int => (instr.immediate8(), true),
         M::Int3 => (vector::BP, true),
         M::Into if core.state.rflags & flags::OF == 0 => return Ok(Outcome::NEXT),
@@ -29,7 +32,7 @@ pub(super) fn execute(core: &mut Core, instr: &Instruction) -> Done {
 fn iret(core: &mut Core, size: usize) -> Done {
     // NMIs are unblocked even where IRET faults (SDM vol. 3A, 6.7.1).
     core.state.nmi_blocked = false;
-    if !core.protected() {
+    if core.state.real_segments() {
         return iret_real(core, size);
     }
     if core.state.rflags & flags::NT != 0 {
@@ -38,8 +41,7 @@ fn iret(core: &mut Core, size: usize) -> Done {
     }
     let [rip, cs, image] = core.peek(0, size)?;
     if !core.state.long_mode() && core.state.cpl == 0 && size == 4 && image & flags::VM != 0 {
-        // Virtual-8086 mode does not exist in the model.
-        return Err(Exception::gp(0));
+        return virtual_8086::enter(core);
     }
     let code = return_code_segment(core, cs as u16)?;
     let cpl = (cs & 3) as u8;

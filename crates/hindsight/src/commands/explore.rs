@@ -213,7 +213,8 @@ impl Search<'_> {
             stop: stop.clone(),
             progress: Progress::quiet(),
             tuning: self.options.tuning()?,
-            checkpoint_every: Some(timeline::CHECKPOINT_EVERY),
+            checkpoints: Some(timeline::Spacing::default()),
+            profile: None,
         };
         Ok((host, stop))
     }

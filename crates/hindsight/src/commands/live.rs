@@ -103,18 +103,21 @@ impl Live {
         if let Some(time) = timeout {
             stop.after(time)?;
         }
-        let host = HostSide { input, console, stop: stop.clone(), progress, tuning, checkpoint_every: None };
+        let host = HostSide {
+            input,
+            console,
+            stop: stop.clone(),
+            progress,
+            tuning,
+            checkpoints: None,
+            profile: None,
+        };
         Ok((Self { stop, _raw: raw, begun: Instant::now() }, host))
     }
 
     /// Ends it: the terminal is the user's again, and the outcome is told.
-    pub fn end<F: Serialize>(
-        self,
-        outcome: &Outcome,
-        with_job: bool,
-        json: bool,
-        figures: F,
-    ) -> Result<u8, Failure> {
+    pub fn end<F: Serialize>(self, outcome: &Outcome, json: bool, figures: F) -> Result<u8, Failure> {
+        let with_job = outcome.with_job;
         let summary = Summary::new(outcome, self.begun.elapsed(), self.stop.reason(), with_job, figures);
         terminal::restore();
         if let Some(note) = &outcome.note {

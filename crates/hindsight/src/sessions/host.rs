@@ -95,6 +95,12 @@ impl LiveSeat {
         }
     }
 
+    /// The job listens already, and this was the last byte that went in.
+    pub fn resume(&mut self, last: Option<u8>) {
+        self.shown.ready = true;
+        self.last = last;
+    }
+
     /// The status that the job reported.
     pub fn job_status(&self) -> Option<u8> {
         self.shown.job_status
@@ -192,6 +198,11 @@ impl Audience {
     /// For a replay whose recording ends at `end`.
     pub fn new(host: HostSide, end: Position) -> Self {
         Self { shown: Shown::new(host.console), stop: host.stop, progress: host.progress, end }
+    }
+
+    /// Whether the job has reported that it begins.
+    pub fn job_has_begun(&self) -> bool {
+        self.shown.ready
     }
 
     /// The status that the job reported.

@@ -21,6 +21,7 @@ use crate::pci::PciBus;
 use base::{GuestPhys, GuestTime, Position};
 use chipset::{Chipset, Slot};
 use cpu::Bus;
+use cpu::profile::{self, Work};
 use deadlines::Deadlines;
 use devices::{Cx, IrqSink, Outside, ProcessorSignal, Uart, UnixTime};
 use memory::{Ram, RamError};
@@ -231,6 +232,11 @@ impl Board {
         &mut self.chipset.pci
     }
 
+    /// The task priority of processor `cpu` as its CR8 shows it; 0 when there is no such processor.
+    pub fn cr8(&self, cpu: usize) -> u64 {
+        self.chipset.lapics.get(cpu).map_or(0, |lapic| lapic.cr8())
+    }
+
     /// How many bytes of input a serial port would take now.
     pub fn serial_room(&self, port: u32) -> usize {
         self.chipset.serial.get(port as usize).map_or(0, Uart::room)
@@ -248,6 +254,7 @@ impl Board {
 
     /// Runs every deadline that is due at `at`, in the machine's order, until none is.
     pub fn tick(&mut self, at: Position) {
+        let _work = profile::work(Work::Device);
         let now = self.clock.time_at(at);
         while self.deadlines.earliest().is_some_and(|due| due <= now) {
             for index in 0..self.slots.len() {
@@ -314,6 +321,7 @@ impl Board {
 
     /// Lets something act on the chipset in the name of `slot`, then applies what it asked for.
     fn on<R>(&mut self, at: Position, slot: Slot, act: impl FnOnce(&mut Chipset, &mut Cx) -> R) -> R {
+        let _work = profile::work(Work::Device);
         let now = self.clock.time_at(at);
         let mut cx = Cx { now, ram: &mut self.ram, irq: &mut self.irq, out: &mut *self.out };
         let result = act(&mut self.chipset, &mut cx);
