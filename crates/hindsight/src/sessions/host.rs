@@ -73,6 +73,8 @@ pub struct LiveSeat {
     keys: Receiver<Input>,
     /// Where the network card leads.
     wire: Option<Wire>,
+    /// Frames wait where they come from: the guest has no room for them.
+    frames_held: bool,
     /// What the console is to the job, if there is one.
     job: Option<Mode>,
     /// The last byte that went in.
@@ -89,6 +91,7 @@ impl LiveSeat {
             stop: host.stop,
             keys: host.input,
             wire,
+            frames_held: false,
             job,
             last: None,
             over: false,
@@ -160,7 +163,9 @@ impl Host for LiveSeat {
     fn input(&mut self, wait: Duration) -> Option<machine::Input> {
         let until = Instant::now() + wait;
         loop {
-            let Some(wire) = &self.wire else { return self.key(wait) };
+            let Some(wire) = self.wire.as_ref().filter(|_| !self.frames_held) else {
+                return self.key(wait);
+            };
             if let Some(bytes) = wire.receive() {
                 return Some(machine::Input::Frame { card: 0, bytes });
             }
@@ -175,6 +180,10 @@ impl Host for LiveSeat {
                 wire.wait(left);
             }
         }
+    }
+
+    fn hold_frames(&mut self, hold: bool) {
+        self.frames_held = hold;
     }
 
     fn may_give_input(&self) -> bool {

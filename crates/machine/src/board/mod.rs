@@ -250,6 +250,11 @@ impl Board {
         self.chipset.pci.console_room(console)
     }
 
+    /// Whether network card `card` is there and the guest keeps up with the frames that come.
+    pub fn card_has_room(&self, card: u32) -> bool {
+        self.chipset.pci.card_has_room(card)
+    }
+
     /// The guest time of the earliest deadline.
     pub fn next_deadline(&self) -> Option<GuestTime> {
         self.deadlines.earliest()
