@@ -7,7 +7,9 @@
 mod bench;
 mod ci;
 mod hostile;
+mod selftests;
 mod tidy;
+mod workloads;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -33,19 +35,16 @@ enum Chore {
     },
     /// Format, clippy and documentation, without tests
     Lint,
-    /// Measure Hindsight beside native execution and QEMU
-    Bench(bench::Options),
-    /// What takes hours: run by hand, with a short share of each in the tests
-    #[command(subcommand)]
-    Soak(Soak),
-    /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
-    Tidy,
-}
-
-#[derive(Subcommand)]
-enum Soak {
     /// Hostile guests: random code, device accesses, virtqueues and page tables
     Fuzz(hostile::Options),
+    /// The kernel's own tests of the architecture, natively, in our guest and in QEMU's
+    Selftests(selftests::Options),
+    /// Programs of a Debian guest that check themselves, and what each takes
+    Workloads(workloads::Options),
+    /// Measure Hindsight beside native execution and QEMU
+    Bench(bench::Options),
+    /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
+    Tidy,
 }
 
 /// A chore's complaint, for people.
@@ -56,8 +55,10 @@ fn main() -> ExitCode {
         Chore::Ci => ci::all(),
         Chore::Test { arguments } => ci::test(&arguments),
         Chore::Lint => ci::lint(),
+        Chore::Fuzz(options) => hostile::run(&options),
+        Chore::Selftests(options) => selftests::run(&options),
+        Chore::Workloads(options) => workloads::run(&options),
         Chore::Bench(options) => bench::bench(&options),
-        Chore::Soak(Soak::Fuzz(options)) => hostile::run(&options),
         Chore::Tidy => tidy::tidy(),
     };
     match result {

@@ -97,15 +97,6 @@ pub struct HostSide {
     pub profile: Option<(ProfileTo, Option<Pos>)>,
 }
 
-/// Where a profile goes.
-#[derive(Debug)]
-pub enum ProfileTo {
-    /// Standard error.
-    Stderr,
-    /// An open file, and its path for messages.
-    File(std::fs::File, PathBuf),
-}
-
 /// A place in the past of a recording to go live from.
 #[derive(Clone, Debug)]
 pub struct BranchPlan {
@@ -119,6 +110,15 @@ pub struct BranchPlan {
     pub forwards: Vec<Forward>,
     /// Whether somebody or something may give the console input.
     pub input: bool,
+}
+
+/// Where a profile goes.
+#[derive(Debug)]
+pub enum ProfileTo {
+    /// Standard error.
+    Stderr,
+    /// An open file, and its path for messages.
+    File(std::fs::File, PathBuf),
 }
 
 /// What a run, recording or replay came to.

@@ -8,8 +8,8 @@
 //! | `asm`, `emit`, `plain`, `privileged`, `translate`, `classify` | the translator |
 //! | `blocks`, `tlb` | what is cached, and when it is dropped |
 //! | `run`, `interpret`, `flow`, `bounce` | the loop, and executing one instruction from Rust |
-//! | `profile` | where the host's time goes |
 //! | `contexts` | several processors on one engine |
+//! | `profile` | where the host's time goes |
 //! | `vcpu` | the type everyone else sees |
 
 mod arena;

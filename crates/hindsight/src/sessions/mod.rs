@@ -225,7 +225,7 @@ fn outcome(session: &mut Session, seat: &LiveSeat, ended: Ended, with_job: bool)
         exit: match ended {
             Ended::PowerOff | Ended::Halted if seat.job_status().is_some() => Exit::Command,
             Ended::PowerOff | Ended::Halted => Exit::Poweroff,
-            Ended::DebugExit(_) => Exit::DebugExit,
+            Ended::DebugExit(_) => Exit::DebugPort,
             Ended::Reset => Exit::Reset,
             Ended::Panic => Exit::Panic,
             Ended::TripleFault => Exit::TripleFault,
@@ -247,7 +247,7 @@ fn end_reason(exit: Exit) -> EndReason {
         Exit::Reset => EndReason::Reset,
         Exit::Timeout => EndReason::Timeout,
         Exit::Interrupted => EndReason::Interrupted,
-        Exit::DebugExit => EndReason::DebugExit,
+        Exit::DebugPort => EndReason::DebugExit,
         Exit::Diverged | Exit::EndOfRecording => EndReason::Failed,
     }
 }
