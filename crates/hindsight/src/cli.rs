@@ -2,10 +2,11 @@
 
 use crate::failure::Failure;
 use crate::values::{ConsoleTo, Forward, Net, Pos, Size, duration};
+use base::Position;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
-use timeline::Tuning;
+use timeline::{Fault, Tuning};
 
 /// A virtual machine with a rewind button: record a whole Linux guest, replay it exactly, debug
 /// it backwards.
@@ -83,6 +84,9 @@ pub struct Record {
     /// Take a checkpoint every so many instructions; 0: none
     #[arg(long, value_name = "N", default_value_t = timeline::CHECKPOINT_EVERY)]
     pub checkpoint_every: u64,
+    /// Take a state hash every so many instructions: a divergence is located that closely at once
+    #[arg(long, value_name = "N", default_value_t = timeline::HASH_EVERY, value_parser = clap::value_parser!(u64).range(1..))]
+    pub hash_every: u64,
 }
 
 /// `hindsight replay`
@@ -258,6 +262,12 @@ pub struct HostOptions {
     /// For tests: drop translations at random, which must make no difference to the guest
     #[arg(long, value_name = "N", hide = true)]
     pub chaos: Option<u64>,
+    /// For tests: the machine errs before this position, which a replay has to find
+    #[arg(long, value_name = "N", hide = true)]
+    pub fault: Option<u64>,
+    /// For tests: the same, but not when the machine takes up the run from a kept state
+    #[arg(long, value_name = "N", hide = true, conflicts_with = "fault")]
+    pub fault_of_history: Option<u64>,
 }
 
 impl HostOptions {
@@ -268,7 +278,10 @@ impl HostOptions {
             let given = self.code_cache;
             return Err(Failure::usage(format!("--code-cache {given}: it has between 1M and 1G")));
         }
-        Ok(Tuning { code_cache_bytes, chaos: self.chaos, ..Tuning::default() })
+        let fault = |at: u64, needs_history| Fault { at: Position::from_count(at), needs_history };
+        let history = self.fault_of_history.map(|at| fault(at, true));
+        let fault = self.fault.map(|at| fault(at, false)).or(history);
+        Ok(Tuning { code_cache_bytes, chaos: self.chaos, fault, ..Tuning::default() })
     }
 }
 

@@ -86,6 +86,8 @@ pub struct HostSide {
     pub tuning: Tuning,
     /// Instructions between checkpoints of a recording; `None` takes none.
     pub checkpoint_every: Option<u64>,
+    /// Instructions between state hashes of a recording.
+    pub hash_every: u64,
 }
 
 /// What a run, recording or replay came to.

@@ -49,6 +49,9 @@ pub struct RecordFigures {
 pub struct ReplayFigures {
     /// State hashes compared with the recording's.
     pub hashes_checked: u64,
+    /// What `--bisect` found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bisect: Option<timeline::Finding>,
 }
 
 /// The object of `--json`. `F` is the command's own figures, beside the common ones.

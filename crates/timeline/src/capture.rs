@@ -31,12 +31,12 @@ impl RamImage {
         Arc::make_mut(&mut self.chunks[page / FAN])[page % FAN] = bytes;
     }
 
-    fn get(&self, page: usize) -> Option<&Page> {
+    pub(crate) fn get(&self, page: usize) -> Option<&Page> {
         self.chunks[page / FAN][page % FAN].as_ref()
     }
 
     /// The pages that are not shared with `other`.
-    fn differences(&self, other: &RamImage, each: &mut impl FnMut(usize)) {
+    pub(crate) fn differences(&self, other: &RamImage, each: &mut impl FnMut(usize)) {
         for (number, (a, b)) in self.chunks.iter().zip(&other.chunks).enumerate() {
             if Arc::ptr_eq(a, b) {
                 continue;

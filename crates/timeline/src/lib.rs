@@ -15,9 +15,11 @@
 //! depend on anything but the recording.
 #![forbid(unsafe_code)]
 
+mod bisect;
 mod capture;
 mod checkpointing;
 mod divergence;
+mod fault;
 mod guest;
 mod images;
 mod live;
@@ -30,8 +32,10 @@ mod session;
 mod touched;
 mod travel;
 
+pub use bisect::{Cause, Difference, Differences, Finding, bisect};
 pub use checkpointing::{CHECKPOINT_EVERY, Checkpointer};
 pub use divergence::{Divergence, Part};
+pub use fault::Fault;
 pub use guest::{Card, ClockMode, DiskSpec, Guest, KernelFile, Tuning};
 pub use images::DiskOpenError;
 pub use live::{Ended, Host, HostFailed, LiveError, SLICE, Verdict, Watcher, run_live};

@@ -34,6 +34,7 @@ pub fn record(options: &Record) -> Result<u8, Failure> {
     let begun = host.tuning().and_then(|tuning| Live::begin(&console, seat, host.timeout, tuning));
     let result = begun.and_then(|(live, mut side)| {
         side.checkpoint_every = (options.checkpoint_every > 0).then_some(options.checkpoint_every);
+        side.hash_every = options.hash_every;
         Ok((live, machine().record(&plan, &folder, side)?))
     });
     let (live, (outcome, figures)) = result.inspect_err(|_| {
@@ -54,6 +55,9 @@ pub fn replay(options: &Replay) -> Result<u8, Failure> {
     let (live, host) = Live::begin(&console, Seat::Nobody, options.host.timeout, options.host.tuning()?)?;
     let to = options.to.unwrap_or(Pos::End);
     let (outcome, figures) = machine().replay(&recording, to, options.bisect, host)?;
+    if let Some(bisect) = figures.bisect.as_ref().filter(|_| !options.host.json) {
+        eprint!("{bisect}");
+    }
     live.end(&outcome, false, options.host.json, figures)
 }
 

@@ -110,6 +110,7 @@ pub fn pack(path: &Path, output: &Path, progress: &Progress) -> Result<(), Failu
             progress: Progress::new(),
             tuning: timeline::Tuning::default(),
             checkpoint_every: None,
+            hash_every: timeline::HASH_EVERY,
         };
         let mut audience = super::Audience::new(host, recording.extent().last);
         let tuning = timeline::Tuning::default();
