@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_json_has_all_fields_at_one_level() {
-        let figures = ReplayFigures { hashes_checked: 9 };
+        let figures = ReplayFigures { hashes_checked: 9, bisect: None };
         let outcome = outcome(Exit::EndOfRecording, None);
         let summary = Summary::new(&outcome, Duration::from_millis(250), None, false, figures);
         let expected = serde_json::json!({

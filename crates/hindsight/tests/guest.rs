@@ -59,6 +59,21 @@ fn a_command_is_given_its_input_and_gives_back_output_and_status() {
     assert_eq!(place.hindsight(&["replay", "./piped"]).with_status(0).stdout, shown.as_bytes());
 }
 
+#[test]
+fn input_that_is_over_stays_over_and_need_not_be_read() {
+    let Some(place) = Place::new() else { return };
+    // Every reader after the first sees the end as well, and an end in the middle of a line is one.
+    let twice = "cat | wc -c; cat | wc -c; read line || echo over";
+    assert_eq!(place.piped(&["run", "--", twice], b"a\nbc").with_status(0).stdout, b"4\n0\nover\n");
+    let first = "read line; echo \"<$line>\"; cat | wc -l";
+    let shown = place.piped(&["run", "--", first], b"one\ntwo\nthree\n").with_status(0).stdout;
+    assert_eq!(shown, b"<one>\n2\n");
+    // A command that reads nothing ends all the same, whatever is still to come.
+    let more = vec![b'\n'; 300_000];
+    let shown = place.piped(&["run", "--", "echo done; exit 5"], &more).with_status(5).stdout;
+    assert!(shown == b"done\n", "{} bytes", shown.len());
+}
+
 const COUNT: &str = "i=0; while :; do i=$((i+1)); echo $i; done";
 
 #[test]
