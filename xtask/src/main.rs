@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod ci;
+mod soak;
 mod tidy;
 mod workspace;
 
@@ -31,6 +32,8 @@ enum Chore {
     },
     /// Format, clippy and documentation, without tests
     Lint,
+    /// The same promise tested over and over: record and replay, boots, kills, damage
+    Soak(soak::Options),
     /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
     Tidy,
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Chore::Ci => ci::all(),
         Chore::Test { arguments } => ci::test(&arguments),
         Chore::Lint => ci::lint(),
+        Chore::Soak(options) => soak::soak(&options),
         Chore::Tidy => tidy::tidy(),
     };
     match result {
