@@ -66,6 +66,20 @@ marks! {
     Expired,
     /// A block made short because of that.
     LimitedBlock,
+    /// One check for several accesses.
+    GroupLeader,
+    /// An access that needs no check of its own.
+    GroupMember,
+    /// A check for several that could not be passed.
+    GroupRefused,
+    /// A block translated again without such checks.
+    Ungrouped,
+    /// A block with such checks not resumed because a translation was dropped.
+    GroupsStale,
+    /// A jump whose target goes on in the same block.
+    JumpFollowed,
+    /// A short loop translated several times over.
+    Unrolled,
     /// An operand on two pages.
     Crossing,
     /// A store to a page of code or page tables.

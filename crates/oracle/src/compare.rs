@@ -134,6 +134,11 @@ fn ending(case: &Case, outcome: &Outcome) -> Ending {
     if memory && (order == Order::Free || order == Order::InPage && case.mode == Mode::Compatibility) {
         return Ending::Fault(Fault { vector: vector::PF, error_code: 0, cr2: 0 });
     }
+    // Elements masked out of an operand that wraps around 4 GiB may count for the segment's limit.
+    let wraps = fault.vector != vector::PF || fault.cr2 < 32 || fault.cr2 > u32::MAX as u64 - 32;
+    if memory && order == Order::Masked && case.mode == Mode::Compatibility && wraps {
+        return Ending::Fault(Fault { vector: vector::PF, error_code: 0, cr2: 0 });
+    }
     let based = faulted_in(case, outcome).is_some_and(|faulted| {
         matches!(faulted.memory_segment(), Register::FS | Register::GS) && case.mode == Mode::Long
     });
@@ -158,6 +163,8 @@ enum Order {
     Defined,
     /// Any order inside its operand; where that wraps around a segment, a limit may be hit or not.
     InPage,
+    /// Element by element, some of which are masked out.
+    Masked,
     /// Any order at all, and what was done before the fault stays done.
     Free,
 }
@@ -168,6 +175,7 @@ fn order(instruction: &Instruction) -> Order {
         Fldenv | Fnstenv | Frstor | Fnsave | Fxsave | Fxsave64 | Fxrstor | Fxrstor64 => Order::InPage,
         Cmpsb | Cmpsw | Cmpsq | Pusha | Pushad | Popa | Popad => Order::Free,
         Cmpsd if instruction.is_string_instruction() => Order::Free,
+        Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq => Order::Masked,
         _ => Order::Defined,
     }
 }

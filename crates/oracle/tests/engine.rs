@@ -36,6 +36,18 @@ fn wide_displacement() {
     assert_eq!(got.registers.gpr[0], 0x5a5a_5a5a);
 }
 
+/// What takes more repetitions than the generator makes: a loop over neighbours on two pages.
+fn neighbours_on_two_pages() {
+    // mov cl, 100; again: mov eax, [rbx-4]; add [rbx], eax; add [rbx-8], eax; dec cl; jnz again
+    let code = [0xb1, 100, 0x8b, 0x43, 0xfc, 0x01, 0x03, 0x01, 0x43, 0xf8, 0xfe, 0xc9, 0x75, 0xf4];
+    let mut case = Case::from_code(Mode::Long, &code).expect("a short program");
+    case.registers.gpr[3] = Frame::Right.address();
+    case.page_mut(Frame::Left).expect("mapped").bytes[0xffc..].copy_from_slice(&7_u32.to_le_bytes());
+    let expected = HostExecutor::new().expect("this host can run cases").run(&case);
+    let got = EngineExecutor::new(Pace::Whole).expect("this host can run the model").run(&case);
+    assert_eq!(compare(&case, &expected, &got), None);
+}
+
 #[test]
 fn random_programs_do_in_the_engine_what_they_do_on_the_host() {
     let long = Options { exclude: UNLIKE_HOST.to_vec(), ..Options::default() };
@@ -49,6 +61,7 @@ fn random_programs_do_in_the_engine_what_they_do_on_the_host() {
     assert!(report.failures.is_empty(), "{} mismatches, see above", report.failures.len());
     assert!(report.coverage.share() > 0.98, "{:.2} % of the instructions", report.coverage.share() * 100.0);
     wide_displacement();
+    neighbours_on_two_pages();
     for &mark in Mark::ALL {
         println!("{:10} {mark:?}", marks::count(mark));
     }

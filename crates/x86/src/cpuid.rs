@@ -341,8 +341,10 @@ impl CpuModel {
                     | self.processors.next_power_of_two().trailing_zeros() << 12,
                 edx: 0,
             },
-            // LFENCE serializes, loading a null selector clears the base, no return overflow.
-            0x8000_0021 => CpuidResult { eax: bits(&[2, 6, 29]), ..Default::default() },
+            // LFENCE serializes, loading a null selector clears the base, no return overflow; not
+            // subject to transient scheduler attacks, against which kernels would execute VERW on
+            // every way back to user space.
+            0x8000_0021 => CpuidResult { eax: bits(&[2, 6, 29]), ecx: bits(&[1, 2]), ..Default::default() },
             _ => CpuidResult::default(),
         }
     }

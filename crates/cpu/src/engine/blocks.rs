@@ -18,7 +18,7 @@ use super::hot::JUMP_ENTRIES;
 use crate::marks::mark;
 use base::PAGE_SIZE;
 use iced_x86::Instruction;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The processor mode a block was translated for; which assumptions are wired into it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -117,14 +117,18 @@ impl DecodedId {
     pub const NONE: DecodedId = DecodedId(u32::MAX);
 }
 
+/// How often a block's shared checks may be refused before it is translated without any.
+const REFUSALS_MAX: u8 = 8;
+
 /// The exit index that stands for a host fault.
 pub const HOST_FAULT: u32 = u32::MAX;
 
 /// Where one instruction of a block begins.
 #[derive(Clone, Copy, Debug)]
 pub struct Insn {
-    /// Bytes from the block's first guest byte.
-    pub delta: u16,
+    /// Bytes from the block's first guest byte: less than 0 or less than the one before where a
+    /// jump was followed.
+    pub delta: i16,
     /// Host address of its translation.
     pub host: u32,
 }
@@ -141,11 +145,16 @@ pub struct Block {
     pub end: u32,
     /// Start and, one more than there are instructions, their boundaries.
     pub insns: Box<[Insn]>,
-    /// Guest bytes covered, from `key.phys` on.
+    /// Guest bytes covered: where they begin in the page of `key.phys`, and how many.
+    pub first: u16,
     pub bytes: u16,
     /// The physical page that the bytes behind the first page's end are in: only a block of one
     /// instruction has any.
     pub second_page: Option<u64>,
+    /// Some accesses share a check; see `groups`.
+    pub grouped: bool,
+    /// How often a shared check could not be passed.
+    pub refused: u8,
     /// False once its guest bytes were written.
     pub live: bool,
     /// Exits linked to this block.
@@ -155,14 +164,14 @@ pub struct Block {
 impl Block {
     /// The bytes covered in physical page `page`: offset and length.
     fn covered(&self, page: u64) -> (usize, usize) {
-        let first = self.key.phys as usize & 0xfff;
+        let first = self.first as usize;
         let here = (self.bytes as usize).min(PAGE_SIZE - first);
         if page == self.key.phys >> 12 { (first, here) } else { (0, self.bytes as usize - here) }
     }
 
     /// The linear address of instruction `k` (`k` may be the count: one past the last).
     pub fn virt_of(&self, k: u8) -> u64 {
-        self.key.virt.wrapping_add(self.insns[k as usize].delta as u64)
+        self.key.virt.wrapping_add_signed(self.insns[k as usize].delta as i64)
     }
 }
 
@@ -170,7 +179,8 @@ impl Block {
 #[derive(Clone, Copy, Debug)]
 pub enum ExitKind {
     /// A TLB miss: the linear address is in the given host register plus displacement.
-    Access { register: u8, displacement: i32, size: u8, write: bool, decoded: DecodedId },
+    /// `leads`: the check was for a group of accesses, of which this is the first.
+    Access { register: u8, displacement: i32, size: u16, write: bool, leads: bool, decoded: DecodedId },
     /// A direct jump that is not linked: its target, the jump to patch, and what it jumps to now.
     Branch { target: u64, mode: Mode, field: u32, stub: u32 },
     /// An indirect jump missed the jump cache; the target is in host R10.
@@ -210,6 +220,8 @@ pub struct Blocks {
     by_key: HashMap<BlockKey, BlockId, BuildMix>,
     pages: HashMap<u64, CodePage, BuildMix>,
     page_ids: HashMap<(u64, u64, Mode), PageId, BuildMix>,
+    /// Physical addresses of blocks to be translated without groups.
+    ungrouped: HashSet<u64, BuildMix>,
     /// First address after the thunks.
     start: u32,
     next: u32,
@@ -228,6 +240,7 @@ impl Blocks {
             by_key: HashMap::default(),
             pages: HashMap::default(),
             page_ids: HashMap::default(),
+            ungrouped: HashSet::default(),
             start,
             next: start,
             end,
@@ -351,6 +364,23 @@ impl Blocks {
         }
     }
 
+    /// Whether accesses of the block at `phys` may share checks.
+    pub fn may_group(&self, phys: u64) -> bool {
+        !self.ungrouped.contains(&phys)
+    }
+
+    /// Notes that a shared check of block `id` could not be passed. After a few times the block is
+    /// forgotten, to be translated without any.
+    pub fn refuse_group(&mut self, arena: &mut Arena, id: BlockId) {
+        let block = &mut self.list[id.0 as usize];
+        block.refused += 1;
+        if block.refused == REFUSALS_MAX {
+            mark!(Ungrouped);
+            self.ungrouped.insert(block.key.phys);
+            self.forget(arena, id);
+        }
+    }
+
     /// The block that holds host address `host`, and which of its instructions.
     pub fn at_host(&self, host: u32) -> Option<(BlockId, u8)> {
         let after = self.list.partition_point(|b| b.checked <= host);
@@ -370,6 +400,7 @@ impl Blocks {
         self.decoded.clear();
         self.by_key.clear();
         self.page_ids.clear();
+        self.ungrouped.clear();
         self.next = self.start;
         self.flushes += 1;
         self.pages.drain().map(|(page, _)| page).collect()

@@ -12,6 +12,7 @@ use super::emit::{Emitter, guest_of};
 use super::flow;
 use super::hot::Field;
 use super::plain::{Rewriter, operand_size};
+use super::used::Used;
 use super::vcpu::{BOUNCE_CODE_BYTES, Vcpu};
 use crate::Bus;
 use crate::core::{Core, Intent};
@@ -101,12 +102,13 @@ impl Vcpu {
             &mut exits,
         );
         let mut rewriter = Rewriter::new();
+        let used = Used::of(info);
         let done = if memory {
             mark!(BouncedMemory);
-            rewriter.bounced(&mut e, instr, info, base + Field::BOUNCE + place as u32)
+            rewriter.bounced(&mut e, instr, used, base + Field::BOUNCE + place as u32)
         } else {
             mark!(BouncedRegisters);
-            rewriter.registers(&mut e, instr, info, &[])
+            rewriter.registers(&mut e, instr, used, &[])
         };
         if done.is_err() {
             return Err(Exception::ud());

@@ -28,6 +28,7 @@
 
 use super::asm::{Asm, Fixup8, Fixup32, Mem, Reg, Width};
 use super::blocks::{BlockId, DecodedId, Exit, ExitId, ExitKind, Mode};
+use super::groups::{Plan, Use};
 use super::hot::{Field, code_slot, tlb_slot};
 use super::regs;
 use super::thunks::Thunks;
@@ -73,6 +74,11 @@ pub struct Emitter<'a> {
     pub insn: u8,
     /// Host address at which its translation begins.
     pub retry: u32,
+    /// How its accesses are to be checked, and how many have been.
+    plan: Plan,
+    checks: (u8, u8),
+    /// Slots of groups whose leader has been emitted.
+    led: u16,
 }
 
 impl<'a> Emitter<'a> {
@@ -86,7 +92,26 @@ impl<'a> Emitter<'a> {
         exits: &'a mut Vec<Exit>,
     ) -> Self {
         let asm = Asm::new(origin);
-        Self { asm, mode, base, thunks, block, exits, stubs: Vec::new(), insn: 0, retry: origin }
+        let (plan, checks, led) = (Plan::new(), (0, 0), 0);
+        Self {
+            asm,
+            mode,
+            base,
+            thunks,
+            block,
+            exits,
+            stubs: Vec::new(),
+            insn: 0,
+            retry: origin,
+            plan,
+            checks,
+            led,
+        }
+    }
+
+    /// Sets how accesses are to be checked; returned by [`Self::finish`].
+    pub fn follow_plan(&mut self, plan: Plan) {
+        self.plan = plan;
     }
 
     /// An absolute operand: a field of the hot data.
@@ -187,13 +212,14 @@ impl<'a> Emitter<'a> {
         self.asm.jmp(self.thunks.exit);
     }
 
-    /// Emits the out-of-line exits; call once, last. `count` is the block's.
-    pub fn finish(&mut self) {
+    /// Emits the out-of-line exits; call once, last.
+    pub fn finish(&mut self) -> Plan {
         for stub in std::mem::take(&mut self.stubs) {
             self.asm.bind32(stub.from);
             match stub.kind {
-                StubKind::Plain(ExitKind::Access { register, displacement, size, write, .. }) => {
-                    self.miss(&stub, Reg(register), displacement, size, write);
+                StubKind::Plain(ExitKind::Access { register, displacement, size, write, leads, .. }) => {
+                    let ea = Ea { register: Reg(register), displacement, constant: None };
+                    self.miss(&stub, ea, size, write, leads);
                 }
                 StubKind::Plain(kind) => {
                     let id = self.exit_for(stub.insn, kind);
@@ -216,18 +242,19 @@ impl<'a> Emitter<'a> {
                 }
             }
         }
+        std::mem::take(&mut self.plan)
     }
 
     /// On a TLB miss: the address to R10, that of the last byte to R11, and on to the search.
-    fn miss(&mut self, stub: &Stub, register: Reg, displacement: i32, size: u8, write: bool) {
-        if register != Reg::R10 || displacement != 0 {
-            self.asm.lea(Width::W64, Reg::R10, Mem::base(register, displacement));
+    fn miss(&mut self, stub: &Stub, ea: Ea, size: u16, write: bool, leads: bool) {
+        if ea.register != Reg::R10 || ea.displacement != 0 {
+            self.asm.lea(Width::W64, Reg::R10, Mem::base(ea.register, ea.displacement));
         }
         self.asm.lea(Width::W64, Reg::R11, Mem::base(Reg::R10, size as i32 - 1));
         let retry = self.field(Field::RETRY);
         self.asm.store_imm(Width::W64, retry, stub.retry as i32);
-        let kind =
-            ExitKind::Access { register: Reg::R10.0, displacement: 0, size, write, decoded: DecodedId::NONE };
+        let (register, decoded) = (Reg::R10.0, DecodedId::NONE);
+        let kind = ExitKind::Access { register, displacement: 0, size, write, leads, decoded };
         let id = self.exit_for(stub.insn, kind);
         self.asm.mov_imm(Reg::RCX, id.0 as u64);
         self.asm.jmp(self.thunks.search[self.mode.set()][write as usize]);
@@ -292,7 +319,7 @@ impl<'a> Emitter<'a> {
         if let (true, Some(base), None) = (plain, base, index) {
             let register = self.read_guest(base, Reg::R10);
             // Leave room for the size that the check adds.
-            if displacement < i32::MAX - 64 {
+            if displacement < i32::MAX - 4096 {
                 return Some(Ea { register, displacement, constant: None });
             }
             mark!(WideDisplacement);
@@ -331,17 +358,47 @@ impl<'a> Emitter<'a> {
         of(instr.memory_base()) || of(instr.memory_index())
     }
 
-    /// Emits the TLB check for `size` bytes at `ea` and returns the host memory operand.
-    /// R11 holds the addend afterwards, RCX is zero.
+    /// Emits what makes sure that `size` bytes at `ea` may be accessed, and returns the host memory
+    /// operand. R11 holds the addend afterwards.
     pub fn check(&mut self, ea: Ea, size: usize, write: bool) -> Mem {
+        let nth = if self.checks.0 == self.insn { self.checks.1 } else { 0 };
+        self.checks = (self.insn, nth + 1);
+        let planned = self.plan.get(self.insn as usize).and_then(|uses| uses.get(nth as usize));
+        match planned.copied().unwrap_or_default() {
+            Use::Member { slot } if self.led >> slot & 1 != 0 => {
+                mark!(GroupMember);
+                let addend = self.field(Field::group(slot));
+                self.asm.load(Width::W64, Reg::R11, addend);
+            }
+            Use::Leader { slot, below, span } if ea.displacement > i32::MIN + below as i32 => {
+                mark!(GroupLeader);
+                let start = Ea {
+                    displacement: ea.displacement - below as i32,
+                    constant: ea.constant.map(|value| value - below as u64),
+                    ..ea
+                };
+                self.test(start, span, write, true);
+                let addend = self.field(Field::group(slot));
+                self.asm.store(Width::W64, addend, Reg::R11);
+                self.led |= 1 << slot;
+            }
+            _ => self.test(ea, size as u16, write, false),
+        }
+        Mem::base_index(ea.register, Reg::R11, ea.displacement)
+    }
+
+    /// The TLB check proper; the addend goes to R11. With a constant address the register plus
+    /// displacement is that constant.
+    fn test(&mut self, ea: Ea, size: u16, write: bool, leads: bool) {
         let tlb = self.table(Field::data(write));
         let (tags, addends) = (tlb + Field::TAG, tlb + Field::ADDEND);
         let reach = size as i32 - 1;
         if let Some(value) = ea.constant {
             let slot = 8 * tlb_slot(value >> 12) as u32;
             self.asm.load(Width::W64, Reg::RCX, Mem::abs(tags + slot));
-            self.asm.lea(Width::W64, Reg::RCX, Mem::base_index(Reg::R10, Reg::RCX, reach));
-            self.tag_test(ea, size, write);
+            let last = Mem::base_index(ea.register, Reg::RCX, ea.displacement + reach);
+            self.asm.lea(Width::W64, Reg::RCX, last);
+            self.tag_test(ea, size, write, leads);
             self.asm.load(Width::W64, Reg::R11, Mem::abs(addends + slot));
         } else {
             let page_source = if ea.displacement == 0 {
@@ -358,20 +415,20 @@ impl<'a> Emitter<'a> {
                 Reg::RCX,
                 Mem::base_index(ea.register, Reg::RCX, ea.displacement + reach),
             );
-            self.tag_test(ea, size, write);
+            self.tag_test(ea, size, write, leads);
             self.asm.load(Width::W64, Reg::R11, Mem::table(addends, Reg::R11));
         }
-        Mem::base_index(ea.register, Reg::R11, ea.displacement)
     }
 
-    fn tag_test(&mut self, ea: Ea, size: usize, write: bool) {
+    fn tag_test(&mut self, ea: Ea, size: u16, write: bool, leads: bool) {
         self.asm.shrx(Reg::RCX, Reg::RCX, regs::BUDGET);
         let hit = self.asm.jrcxz();
         self.jump_out(ExitKind::Access {
             register: ea.register.0,
             displacement: ea.displacement,
-            size: size as u8,
+            size,
             write,
+            leads,
             decoded: DecodedId::NONE,
         });
         self.asm.bind8(hit);

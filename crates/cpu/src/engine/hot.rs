@@ -4,6 +4,7 @@
 //! is part of what it is compared with; the slots that could match the zero tag of page (or target)
 //! zero get a value belonging to another slot instead.
 
+use super::groups::GROUP_SLOTS;
 use crate::CpuState;
 use std::mem::offset_of;
 
@@ -123,6 +124,8 @@ pub struct Hot {
     pub temporary_rax: u64,
     /// Status flags meanwhile.
     pub searching: u64,
+    /// The addends that groups of accesses share; see `groups`.
+    pub groups: [u64; GROUP_SLOTS],
     /// Holds a value between the two memory accesses of one instruction.
     pub temporary: u64,
     /// What an indirect call's return address has overwritten, should the call fault after all.
@@ -177,6 +180,9 @@ impl Field {
     pub const EXIT: u32 = offset_of!(Hot, exit) as u32;
     pub const R10: u32 = offset_of!(Hot, r10) as u32;
     pub const R11: u32 = offset_of!(Hot, r11) as u32;
+    pub const fn group(slot: u8) -> u32 {
+        (offset_of!(Hot, groups) + 8 * slot as usize) as u32
+    }
     pub const TEMPORARY: u32 = offset_of!(Hot, temporary) as u32;
     pub const OVERWRITTEN: u32 = offset_of!(Hot, overwritten) as u32;
     pub const HOST_MXCSR: u32 = offset_of!(Hot, host_mxcsr) as u32;

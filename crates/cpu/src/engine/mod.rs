@@ -18,6 +18,7 @@ mod classify;
 mod debugging;
 mod emit;
 mod flow;
+mod groups;
 mod hot;
 mod interpret;
 mod plain;
@@ -30,6 +31,7 @@ mod tests;
 mod thunks;
 mod tlb;
 mod translate;
+mod used;
 mod vcpu;
 mod x87;
 

@@ -7,8 +7,9 @@
 use super::asm::{Mem, Reg, Width};
 use super::emit::{Ea, Emitter, guest_of};
 use super::regs;
+use super::used::Used;
 use crate::marks::mark;
-use iced_x86::{Code, Encoder, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpKind, Register};
 use x86::gpr;
 
 /// Where each guest register of one instruction is found.
@@ -27,6 +28,11 @@ impl Assignment {
             .expect("every register without a home has a visit")
     }
 }
+
+/// Guest registers that are not in the host register of the same name.
+const AWAY: u16 = HOMELESS | 1 << gpr::RCX;
+/// Guest registers that are in memory.
+const HOMELESS: u16 = 1 << gpr::R10 | 1 << gpr::R11 | 1 << gpr::R14 | 1 << gpr::R15;
 
 /// The encoder, kept because its buffer is.
 pub struct Rewriter {
@@ -48,12 +54,10 @@ impl Rewriter {
         &mut self,
         e: &mut Emitter,
         instr: &Instruction,
-        info: &InstructionInfo,
+        used: Used,
         bytes: &[u8],
     ) -> Result<(), Inexpressible> {
-        let used = used_guests(info);
-        let at_home = used.iter().all(|(g, _)| regs::home(*g) == Some(Reg(*g as u8)));
-        if at_home && e.mode.is64() {
+        if used.any & AWAY == 0 && e.mode.is64() {
             mark!(Copied);
             e.asm.bytes(bytes);
             return Ok(());
@@ -63,28 +67,23 @@ impl Rewriter {
         if !needs_rcx {
             pool.push(Reg::RCX);
         }
-        let assignment = assign(&used, needs_rcx, &mut pool)?;
+        let assignment = assign(used, needs_rcx, &mut pool)?;
         let bytes = self.encode(instr, &assignment, None)?;
         surround(e, &assignment, &bytes);
         Ok(())
     }
 
     /// Emits an instruction with one memory operand: address, check, access.
-    pub fn memory(
-        &mut self,
-        e: &mut Emitter,
-        instr: &Instruction,
-        info: &InstructionInfo,
-    ) -> Result<(), Inexpressible> {
+    pub fn memory(&mut self, e: &mut Emitter, instr: &Instruction, used: Used) -> Result<(), Inexpressible> {
         let size = operand_size(instr);
         if !(1..=64).contains(&size) {
             return Err(Inexpressible);
         }
-        let write = writes_memory(info);
-        let used = used_data_guests(instr, info);
+        let write = used.memory_written;
+        let used = data_guests(instr, used);
         let needs_rcx = wants_host_rcx(instr);
         let high = uses_high_byte(instr);
-        if high && used.iter().any(|(g, _)| regs::home(*g) != Some(Reg(*g as u8))) {
+        if high && used.any & AWAY != 0 {
             mark!(HighByteRefused);
             return Err(Inexpressible);
         }
@@ -96,7 +95,7 @@ impl Rewriter {
                 e.check(ea, size, write)
             }
         };
-        let result = self.access(e, instr, operand, &used, needs_rcx, high);
+        let result = self.access(e, instr, operand, used, needs_rcx, high);
         if result.is_err() {
             // The check's exits stay behind unused; Rust takes over from here.
             debug_assert!(e.asm.code.len() > start);
@@ -110,11 +109,11 @@ impl Rewriter {
         e: &mut Emitter,
         instr: &Instruction,
         mut operand: Mem,
-        used: &[(usize, bool)],
+        used: Used,
         needs_rcx: bool,
         high: bool,
     ) -> Result<(), Inexpressible> {
-        let homeless = used.iter().filter(|(g, _)| regs::home(*g).is_none()).count();
+        let homeless = (used.any & HOMELESS).count_ones();
         let mut pool = Vec::new();
         if high {
             mark!(HighByteMemory);
@@ -146,16 +145,16 @@ impl Rewriter {
         &mut self,
         e: &mut Emitter,
         instr: &Instruction,
-        info: &InstructionInfo,
+        used: Used,
         operand: u32,
     ) -> Result<(), Inexpressible> {
-        let used = used_data_guests(instr, info);
+        let used = data_guests(instr, used);
         let needs_rcx = wants_host_rcx(instr);
         let mut pool = vec![Reg::R10, Reg::R11];
         if !needs_rcx {
             pool.push(Reg::RCX);
         }
-        let assignment = assign(&used, needs_rcx, &mut pool)?;
+        let assignment = assign(used, needs_rcx, &mut pool)?;
         let bytes = self.encode(instr, &assignment, Some(Mem::abs(operand)))?;
         surround(e, &assignment, &bytes);
         Ok(())
@@ -164,8 +163,7 @@ impl Rewriter {
     /// BT, BTS, BTR, BTC with a register offset reach beyond their operand: the word checked is
     /// the one that holds the bit, while the instruction itself still gets the unshifted operand.
     fn bit_string(&mut self, e: &mut Emitter, instr: &Instruction) -> Result<Option<Mem>, Inexpressible> {
-        let is_bit = matches!(instr.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
-        if !is_bit || instr.op1_kind() != OpKind::Register {
+        if !wide_bit_string(instr) {
             return Ok(None);
         }
         let size = instr.op1_register().size();
@@ -242,6 +240,12 @@ impl Rewriter {
     }
 }
 
+/// Whether a register says which bit of memory is meant, however far from the operand's address.
+pub fn wide_bit_string(instr: &Instruction) -> bool {
+    let is_bit = matches!(instr.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
+    is_bit && instr.op1_kind() == OpKind::Register
+}
+
 /// Bytes of the memory operand that the host may touch. MOVSXD to a 16-bit register reads four on
 /// the model's vendor's processors, where its operand nominally has two.
 pub fn operand_size(instr: &Instruction) -> usize {
@@ -263,56 +267,34 @@ fn surround(e: &mut Emitter, assignment: &Assignment, bytes: &[u8]) {
     }
 }
 
-fn assign(
-    used: &[(usize, bool)],
-    rcx_visits: bool,
-    pool: &mut Vec<Reg>,
-) -> Result<Assignment, Inexpressible> {
+fn assign(used: Used, rcx_visits: bool, pool: &mut Vec<Reg>) -> Result<Assignment, Inexpressible> {
     let mut visits = Vec::new();
-    for (guest, written) in used {
-        if *guest == gpr::RCX {
+    for (guest, written) in used.guests() {
+        if guest == gpr::RCX {
             if rcx_visits {
                 mark!(RcxVisits);
-                visits.push((gpr::RCX, Reg::RCX, *written));
+                visits.push((gpr::RCX, Reg::RCX, written));
             }
-        } else if regs::home(*guest).is_none() {
+        } else if regs::home(guest).is_none() {
             mark!(DisplacedRegister);
-            visits.push((*guest, pool.pop().ok_or(Inexpressible)?, *written));
+            visits.push((guest, pool.pop().ok_or(Inexpressible)?, written));
         }
     }
     Ok(Assignment { visits })
 }
 
-/// Guest registers used in any way, with whether they may be written.
-fn used_guests(info: &InstructionInfo) -> Vec<(usize, bool)> {
-    let mut used: Vec<(usize, bool)> = Vec::new();
-    for register in info.used_registers() {
-        let Some(guest) = guest_of(register.register()) else { continue };
-        let written =
-            !matches!(register.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
-        match used.iter_mut().find(|(g, _)| *g == guest) {
-            Some(entry) => entry.1 |= written,
-            None => used.push((guest, written)),
+/// The registers used without those that only form the memory operand's address.
+fn data_guests(instr: &Instruction, used: Used) -> Used {
+    let mut explicit = 0_u16;
+    for i in 0..instr.op_count() {
+        if instr.op_kind(i) == OpKind::Register
+            && let Some(guest) = guest_of(instr.op_register(i))
+        {
+            explicit |= 1 << guest;
         }
     }
-    used
-}
-
-/// The same without registers that only form the memory operand's address.
-fn used_data_guests(instr: &Instruction, info: &InstructionInfo) -> Vec<(usize, bool)> {
-    let mut used = used_guests(info);
-    let explicit = |guest: usize| {
-        (0..instr.op_count())
-            .any(|i| instr.op_kind(i) == OpKind::Register && guest_of(instr.op_register(i)) == Some(guest))
-    };
-    let implicit_rcx = wants_host_rcx(instr);
-    used.retain(|(guest, written)| {
-        *written
-            || explicit(*guest)
-            || *guest == gpr::RCX && implicit_rcx
-            || regs::home(*guest) == Some(Reg(*guest as u8))
-    });
-    used
+    let implicit_rcx = (wants_host_rcx(instr) as u16) << gpr::RCX;
+    Used { any: used.any & (used.written | explicit | implicit_rcx | !AWAY), ..used }
 }
 
 /// Whether the guest's RCX must be in the host's RCX for this instruction.
@@ -351,15 +333,6 @@ fn is_high_byte(register: Register) -> bool {
 fn is_fixed(kind: iced_x86::OpCodeOperandKind) -> bool {
     use iced_x86::OpCodeOperandKind::*;
     matches!(kind, al | cl | ax | dx | eax | rax | es | cs | ss | ds | fs | gs)
-}
-
-fn writes_memory(info: &InstructionInfo) -> bool {
-    info.used_memory().iter().any(|m| {
-        matches!(
-            m.access(),
-            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-        )
-    })
 }
 
 /// The register of a host number and size in bytes, never a high byte.

@@ -21,6 +21,15 @@ use x86::{Exception, flags, paging};
 /// How often the TLB is filled for one execution of an instruction before it is done from Rust.
 const FILLS_MAX: u8 = 4;
 
+/// An access that the TLB does not know.
+struct Wanted {
+    linear: u64,
+    size: usize,
+    write: bool,
+    /// It stands for a group: see [`ExitKind::Access`].
+    leads: bool,
+}
+
 /// What to do after an exit was handled.
 enum Next {
     /// Go on in translated code at this address.
@@ -320,12 +329,11 @@ impl Vcpu {
             block: self.blocks.next_id(),
             page_id: self.blocks.page_id(key.virt >> 12, phys.page(), key.mode),
             second,
+            group: self.blocks.may_group(key.phys),
         };
-        let bytes = &bytes[phys.page_offset()..end];
-        let (block, code) = {
-            let breakpoints = &self.debugging.breakpoints;
-            self.translator.block(key, bytes, place, breakpoints, &mut self.blocks.exits)
-        };
+        let breakpoints = &self.debugging.breakpoints;
+        let (block, code) =
+            self.translator.block(key, &bytes[..end], place, breakpoints, &mut self.blocks.exits);
         self.arena.write_code(place.origin, &code);
         self.statistics.blocks_translated += 1;
         Ok(Some(self.blocks.add(block)))
@@ -365,6 +373,7 @@ impl Vcpu {
         let mut address = self.blocks.get(block).checked;
         loop {
             self.prepare_entry(bus);
+            self.drops_seen = self.tlb.drops;
             let id = self.enter(address);
             if id == ExitId(HOST_FAULT) {
                 self.host_fault(bus);
@@ -374,9 +383,9 @@ impl Vcpu {
             // Links lead from one mode to another (STAC, CLAC): the block left says which this is.
             let mode = self.blocks.get(exit.block).key.mode;
             let next = match exit.kind {
-                ExitKind::Access { register, displacement, size, write, .. } => {
+                ExitKind::Access { register, displacement, size, write, leads, .. } => {
                     let linear = self.host_register(register).wrapping_add(displacement as i64 as u64);
-                    self.access(bus, mode, id, linear, size as usize, write)
+                    self.access(bus, mode, id, Wanted { linear, size: size as usize, write, leads })
                 }
                 ExitKind::Branch { target, mode: to, .. } => {
                     self.arrive();
@@ -560,27 +569,21 @@ impl Vcpu {
     }
 
     /// A TLB miss: fill and retry, or execute the instruction from Rust.
-    #[allow(clippy::too_many_arguments)]
-    fn access(
-        &mut self,
-        bus: &mut dyn Bus,
-        mode: Mode,
-        id: ExitId,
-        linear: u64,
-        size: usize,
-        write: bool,
-    ) -> Next {
+    fn access(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId, wanted: Wanted) -> Next {
+        let Wanted { linear, size, write, leads } = wanted;
         let BlockExit { block, insn: k, .. } = self.blocks.exits[id.0 as usize];
         let virt = GuestVirt(linear);
         let crossing = virt.page_offset() + size > PAGE_SIZE;
         if crossing {
             mark!(Crossing);
         }
+        let mut shareable = !crossing;
         if !crossing && (!mode.is64() || paging::is_canonical(linear)) {
             let state = &self.hot().state;
             if let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, write))
                 && let Some(page) = bus.ram().page_index(found.phys)
             {
+                shareable = false;
                 let marks = bus.ram().marks(page);
                 let slow = write && marks.any(Marks::HOOKED) || marks.any(Marks::WATCHED);
                 if write && marks.any(Marks::HOOKED) {
@@ -592,12 +595,30 @@ impl Vcpu {
                     }
                     let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global };
                     self.tlb.fill_data(&self.arena, bus.ram(), mode, write, virt, page, &mapping);
+                    if self.groups_stale(block) {
+                        self.arrive_at(block, k);
+                        self.hot().budget = regs::encode_budget(self.horizon - self.state().retired);
+                        return self.go_on(bus, mode);
+                    }
                     return Next::Enter(self.blocks.get(block).insns[k as usize].host);
                 }
             }
         }
         self.arrive_at(block, k);
+        if leads && !shareable {
+            mark!(GroupRefused);
+            self.blocks.refuse_group(&mut self.arena, block);
+        }
         self.interpret_in_block(bus, mode, id)
+    }
+
+    /// Whether an addend that the block has put aside may be out of date.
+    fn groups_stale(&self, block: BlockId) -> bool {
+        let stale = self.blocks.get(block).grouped && self.tlb.drops != self.drops_seen;
+        if stale {
+            mark!(GroupsStale);
+        }
+        stale
     }
 
     /// Whether a retry of this instruction can succeed: two operands on pages that share a TLB slot
@@ -627,7 +648,11 @@ impl Vcpu {
             }
         };
         self.hot().state.retired += retired;
-        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
+        let BlockExit { block, insn, kind } = self.blocks.exits[id.0 as usize];
+        // The leader of a group has left nothing for the others.
+        if matches!(kind, ExitKind::Access { leads: true, .. }) || self.groups_stale(block) {
+            return Next::Loop;
+        }
         self.resume_after(bus, mode, block, insn, retired)
     }
 
@@ -649,8 +674,7 @@ impl Vcpu {
         let class = self.class_of(&instr);
         let inside = {
             let b = self.blocks.get(self.blocks.exits[id.0 as usize].block);
-            let start = b.key.phys as usize % PAGE_SIZE
-                + b.insns[self.blocks.exits[id.0 as usize].insn as usize].delta as usize;
+            let start = b.virt_of(self.blocks.exits[id.0 as usize].insn) as usize % PAGE_SIZE;
             start + instr.len() <= PAGE_SIZE
         };
         // Only what lies in the block's own page is thrown away together with the block; outside

@@ -60,6 +60,8 @@ pub struct Tlb {
     epoch: u64,
     marked: Vec<u32>,
     stores: HashMap<u32, u32>,
+    /// How often translations were dropped, one or many.
+    pub drops: u64,
     /// Data-TLB fills, for profiles.
     pub fills: u64,
 }
@@ -70,7 +72,7 @@ impl Tlb {
         let sets = (0..SETS)
             .map(|_| SetSide { code: Box::new([EMPTY_CODE; CODE_SLOTS]), mode: Mode::default(), used: true })
             .collect();
-        let mut tlb = Self { sets, epoch: 0, marked: Vec::new(), stores: HashMap::new(), fills: 0 };
+        let mut tlb = Self { sets, epoch: 0, marked: Vec::new(), stores: HashMap::new(), drops: 0, fills: 0 };
         for set in 0..SETS {
             tlb.clear_set(hot(arena), set);
             hot(arena).sets[set].jump[0] = empty_jump(0);
@@ -95,6 +97,7 @@ impl Tlb {
             return;
         }
         self.epoch = ram.epoch();
+        self.drops += 1;
         for set in &mut hot(arena).sets {
             for slot in 0..TLB_ENTRIES {
                 drop_entry(&mut set.data[WRITE], slot);
@@ -197,6 +200,7 @@ impl Tlb {
 
     /// Drops write translations of a page that has just been marked.
     pub fn forbid_writes(&mut self, arena: &Arena, page: usize) {
+        self.drops += 1;
         for (number, _) in self.sets.iter().enumerate().filter(|(_, s)| s.used) {
             let set = &mut hot(arena).sets[number];
             for slot in 0..TLB_ENTRIES {
@@ -247,6 +251,7 @@ impl Tlb {
     }
 
     fn drop_leaf(&mut self, arena: &Arena, wanted: impl Fn(u64) -> bool) {
+        self.drops += 1;
         for (number, side) in self.sets.iter_mut().enumerate().filter(|(_, s)| s.used) {
             let set = &mut hot(arena).sets[number];
             for kind in 0..2 {
@@ -268,6 +273,7 @@ impl Tlb {
 
     /// After a CR3 load: only what is global in the kernel's own set stays.
     pub fn switch_space(&mut self, arena: &Arena, keep_global: bool) {
+        self.drops += 1;
         if !keep_global {
             (0..SETS).for_each(|set| self.clear_set(hot(arena), set));
             return;
@@ -292,6 +298,7 @@ impl Tlb {
 
     /// Drops every translation, and with them every mark on page-table pages.
     pub fn clear_all(&mut self, arena: &Arena, ram: &mut Ram) {
+        self.drops += 1;
         for set in 0..SETS {
             self.clear_set(hot(arena), set);
         }
@@ -315,6 +322,7 @@ impl Tlb {
     }
 
     fn clear_set(&mut self, hot: &mut Hot, set: usize) {
+        self.drops += 1;
         let side = &mut self.sets[set];
         if !side.used {
             return;

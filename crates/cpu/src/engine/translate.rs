@@ -1,32 +1,55 @@
 //! From guest bytes to one block of host code.
 //!
 //! Decoding comes first, because the block's head counts all of its instructions. A block ends
-//! at an unconditional jump, at a backward conditional one (a loop: its iterations are then
-//! counted without giving back), at an instruction that always leads elsewhere, at the end of
-//! the page, or at its limit. Forward conditional jumps are side exits that give back what they
-//! skip.
+//! at an indirect jump, at a backward conditional one (a loop: its iterations are then counted
+//! without giving back), at an instruction that always leads elsewhere, at the end of the page, or
+//! at its limit. Forward conditional jumps are side exits that give back what they skip. Direct
+//! jumps and calls to places of the same page that the block does not have yet are followed, and
+//! short loops that begin with the block are repeated in it: what is known of earlier accesses
+//! (see `groups`) then serves for the next iterations too.
 
 use super::asm::{Mem, Reg, Width};
 use super::blocks::{Block, BlockId, BlockKey, Exit, Insn, Mode};
 use super::classify::{Class, classify};
 use super::emit::{Emitter, guest_of};
+use super::groups::{Grouping, Plan};
 use super::hot::Field;
 use super::plain::Rewriter;
 use super::privileged;
 use super::regs;
 use super::thunks::Thunks;
+use super::used::Used;
 use crate::marks::mark;
+use base::PAGE_SIZE;
 use iced_x86::{
     Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };
 use std::collections::BTreeSet;
 use x86::gpr;
 
+/// Instructions up to which a short loop is repeated.
+const UNROLL_MAX: usize = 32;
+
+/// Where a block goes on behind an instruction.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// Behind it in memory, if anywhere.
+    Next,
+    /// At its target: a direct jump or call.
+    Followed,
+    /// At the block's start, for another round of a loop: the conditional jump is turned around.
+    Again,
+}
+
 /// Guest instructions of a block, decoded and classified.
 struct Decoded {
     instr: Instruction,
     class: Class,
-    delta: u16,
+    used: Used,
+    then: Then,
+    /// From the block's first byte, as in [`Insn`]: its own and that of the next instruction.
+    delta: i16,
+    next: i16,
     len: u8,
 }
 
@@ -35,6 +58,8 @@ pub struct Translator {
     info: InstructionInfoFactory,
     rewriter: Rewriter,
     decoded: Vec<Decoded>,
+    grouping: Grouping,
+    plan: Plan,
     v3: bool,
 }
 
@@ -53,12 +78,21 @@ pub struct Place {
     pub page_id: u32,
     /// The next page's identity and physical number, where `bytes` reach into it.
     pub second: Option<(u32, u64)>,
+    /// Whether accesses may share checks.
+    pub group: bool,
 }
 
 impl Translator {
     /// For a processor model with (`v3`) or without AVX2 and its kin.
     pub fn new(v3: bool) -> Self {
-        Self { info: InstructionInfoFactory::new(), rewriter: Rewriter::new(), decoded: Vec::new(), v3 }
+        Self {
+            info: InstructionInfoFactory::new(),
+            rewriter: Rewriter::new(),
+            decoded: Vec::new(),
+            grouping: Grouping::default(),
+            plan: Plan::new(),
+            v3,
+        }
     }
 
     /// Whether the first instruction of `bytes`, which end with their page, is not all there.
@@ -69,47 +103,52 @@ impl Translator {
             && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
     }
 
-    /// Translates the block of `key`, whose guest bytes up to the end of the page are `bytes`; or,
-    /// with `place.second`, the one instruction that reaches into the next page.
+    /// Translates the block of `key`. `page` is what its page holds; or, with `place.second` for
+    /// the one instruction that reaches into the next page, that and the next page's beginning.
     /// Returns the block and its code. A block always has at least one instruction.
     pub fn block(
         &mut self,
         key: BlockKey,
-        bytes: &[u8],
+        page: &[u8],
         place: Place,
         breakpoints: &BTreeSet<u64>,
         exits: &mut Vec<Exit>,
     ) -> (Block, Vec<u8>) {
-        let limit = if place.second.is_some() { 1 } else { key.limit };
-        self.decode(key, bytes, limit);
+        let group = place.group && key.mode.is64();
+        self.grouping.begin();
+        self.decode(key, page, if place.second.is_some() { 1 } else { key.limit }, group);
         if !breakpoints.is_empty() {
             // A block ends where the loop has to look at a breakpoint.
-            let inside = |d: &Decoded| d.delta > 0 && breakpoints.contains(&(key.virt + d.delta as u64));
-            let end = self.decoded.iter().position(inside);
-            self.decoded.truncate(end.unwrap_or(self.decoded.len()));
+            let at = |d: &Decoded| breakpoints.contains(&key.virt.wrapping_add_signed(d.delta as i64));
+            let end = self.decoded.iter().skip(1).position(at);
+            self.decoded.truncate(end.map_or(self.decoded.len(), |end| end + 1));
         }
         let decoded = std::mem::take(&mut self.decoded);
         let count = decoded.len() as u8;
+        let grouped = self.grouping.plan(decoded.len(), &mut self.plan);
         let mut e = Emitter::new(place.origin, place.base, place.thunks, key.mode, place.block, exits);
+        e.follow_plan(std::mem::take(&mut self.plan));
         let (checked, entry) = e.head(key.virt, place.page_id, place.second.map(|(id, _)| id), count);
         let mut insns = Vec::with_capacity(decoded.len() + 1);
+        let start = key.phys as usize % PAGE_SIZE;
+        let (mut first, mut end) = (start, start);
         let mut open = true;
         for (k, d) in decoded.iter().enumerate() {
             insns.push(Insn { delta: d.delta, host: e.asm.here() });
             e.insn = k as u8;
             e.retry = e.asm.here();
             let rest = count - 1 - k as u8;
-            let own = &bytes[d.delta as usize..][..d.len as usize];
-            open = self.instruction(&mut e, d, own, rest);
+            let at = start.wrapping_add_signed(d.delta as isize);
+            (first, end) = (first.min(at), end.max(at + d.len as usize));
+            open = self.instruction(&mut e, d, &page[at..][..d.len as usize], rest);
         }
-        let last = decoded.last().expect("at least one instruction");
-        let after = last.delta + last.len as u16;
+        let after = decoded.last().expect("at least one instruction").next;
         insns.push(Insn { delta: after, host: e.asm.here() });
         if open {
-            e.jump_to(key.virt.wrapping_add(after as u64));
+            e.jump_to(key.virt.wrapping_add_signed(after as i64));
         }
-        e.finish();
-        let end = e.asm.here();
+        self.plan = e.finish();
+        let host_end = e.asm.here();
         let code = std::mem::take(&mut e.asm.code);
         self.decoded = decoded;
         let block = Block {
@@ -117,64 +156,97 @@ impl Translator {
             count,
             entry,
             checked,
-            end,
+            end: host_end,
             insns: insns.into_boxed_slice(),
-            bytes: after.max(1),
+            first: first as u16,
+            bytes: (end - first).max(1) as u16,
             second_page: place.second.map(|(_, page)| page),
+            grouped,
+            refused: 0,
             live: true,
             incoming: Vec::new(),
         };
         (block, code)
     }
 
-    fn decode(&mut self, key: BlockKey, bytes: &[u8], limit: u8) {
+    fn decode(&mut self, key: BlockKey, page: &[u8], limit: u8, group: bool) {
         self.decoded.clear();
-        let mut decoder = Decoder::with_ip(key.mode.bits(), bytes, key.virt, decoder_options());
+        let begin = key.phys as usize % PAGE_SIZE;
+        let base = key.virt.wrapping_sub(begin as u64);
+        let mut decoder = Decoder::with_ip(key.mode.bits(), page, base, decoder_options());
+        let mut position = begin;
         while self.decoded.len() < limit as usize {
-            let start = decoder.position();
-            let instr = decode_next(&mut decoder, bytes);
-            let crossing = instr.is_invalid() && bytes.len() - start < 15;
+            decoder.set_position(position).expect("inside of the page");
+            decoder.set_ip(base.wrapping_add(position as u64));
+            let instr = decode_next(&mut decoder, page);
+            let crossing = instr.is_invalid() && page.len() - position < 15;
             if crossing && !self.decoded.is_empty() {
                 return;
             }
-            let class = if crossing {
-                Class::InterpretAndLeave
-            } else {
-                classify(&instr, self.info.info(&instr), key.mode, self.v3)
+            let info = self.info.info(&instr);
+            let used = Used::of(info);
+            let class =
+                if crossing { Class::InterpretAndLeave } else { classify(&instr, info, key.mode, self.v3) };
+            if group {
+                self.grouping.add(&instr, class, used, self.decoded.len() as u8);
+            }
+            let end = decoder.position();
+            let (delta, len) = ((position as i64 - begin as i64) as i16, (end - position) as u8);
+            let then = self.then(key, class, &instr);
+            position = match then {
+                Then::Next => end,
+                _ => instr.near_branch_target() as usize % PAGE_SIZE,
             };
-            let len = (decoder.position() - start) as u8;
-            self.decoded.push(Decoded { instr, class, delta: start as u16, len });
-            let ends = match class {
-                Class::Jump
-                | Class::Counted
-                | Class::Call
-                | Class::Return
-                | Class::JumpIndirect
-                | Class::CallIndirect
-                | Class::InterpretAndLeave => true,
-                Class::Interpret => matches!(instr.mnemonic(), Mnemonic::Stac | Mnemonic::Clac),
-                Class::Conditional => instr.near_branch_target() <= instr.ip(),
-                _ => false,
-            };
-            if ends || decoder.position() >= bytes.len() {
+            let next = (position as i64 - begin as i64) as i16;
+            self.decoded.push(Decoded { instr, class, used, then, delta, next, len });
+            if then == Then::Next && ends_block(class, &instr) || position >= page.len() {
                 return;
             }
+        }
+    }
+
+    /// Where the block goes on behind the instruction just decoded.
+    fn then(&self, key: BlockKey, class: Class, instr: &Instruction) -> Then {
+        if !key.mode.is64() || instr.op0_kind() != OpKind::NearBranch64 {
+            return Then::Next;
+        }
+        let target = instr.near_branch_target();
+        let count = self.decoded.len() + 1;
+        match class {
+            Class::Jump | Class::Call => {
+                let delta = target.wrapping_sub(key.virt) as i64;
+                let known = || self.decoded.iter().any(|d| d.delta as i64 == delta);
+                let here = target >> 12 == key.virt >> 12 && count < key.limit as usize;
+                if !here || instr.ip() == target || known() {
+                    return Then::Next;
+                }
+                mark!(JumpFollowed);
+                Then::Followed
+            }
+            Class::Conditional if target == key.virt => {
+                let rounds = 1 + self.decoded.iter().filter(|d| d.then == Then::Again).count();
+                let more = count + count / rounds <= UNROLL_MAX.min(key.limit as usize);
+                if !more || count == 1 {
+                    return Then::Next;
+                }
+                mark!(Unrolled);
+                Then::Again
+            }
+            _ => Then::Next,
         }
     }
 
     /// Emits one instruction; false when nothing follows it.
     fn instruction(&mut self, e: &mut Emitter, d: &Decoded, bytes: &[u8], rest: u8) -> bool {
         let instr = &d.instr;
+        if d.then != Then::Next {
+            follow(e, d, rest);
+            return true;
+        }
         let done = match d.class {
             Class::Hint => Ok(()),
-            Class::Registers => {
-                let info = self.info.info(instr);
-                self.rewriter.registers(e, instr, info, bytes)
-            }
-            Class::Memory => {
-                let info = self.info.info(instr);
-                self.rewriter.memory(e, instr, info)
-            }
+            Class::Registers => self.rewriter.registers(e, instr, d.used, bytes),
+            Class::Memory => self.rewriter.memory(e, instr, d.used),
             Class::Lea => {
                 lea(e, instr);
                 Ok(())
@@ -205,6 +277,37 @@ impl Translator {
         }
         true
     }
+}
+
+fn ends_block(class: Class, instr: &Instruction) -> bool {
+    match class {
+        Class::Jump
+        | Class::Counted
+        | Class::Call
+        | Class::Return
+        | Class::JumpIndirect
+        | Class::CallIndirect
+        | Class::InterpretAndLeave => true,
+        Class::Interpret => matches!(instr.mnemonic(), Mnemonic::Stac | Mnemonic::Clac),
+        Class::Conditional => instr.near_branch_target() <= instr.ip(),
+        _ => false,
+    }
+}
+
+/// Emits a jump whose target goes on in the same block.
+fn follow(e: &mut Emitter, d: &Decoded, rest: u8) {
+    match d.class {
+        Class::Call => {
+            push_return_address(e, &d.instr);
+        }
+        Class::Conditional => e.branch_to(condition_of(&d.instr) ^ 1, d.instr.next_ip(), rest),
+        _ => {}
+    }
+}
+
+/// The condition code (0 to 15) of a conditional jump: iced numbers them from 1 in that order.
+fn condition_of(instr: &Instruction) -> u8 {
+    instr.condition_code() as u8 - 1
 }
 
 /// Decodes the next instruction of `bytes`, which are the decoder's.
@@ -250,16 +353,13 @@ fn branch(e: &mut Emitter, instr: &Instruction, class: Class, rest: u8) -> bool 
     match class {
         Class::Jump => e.jump_to(instr.near_branch_target()),
         Class::Conditional => {
-            // iced numbers conditions from 1 in the order of their encodings.
-            let condition = instr.condition_code() as u8 - 1;
-            e.branch_to(condition, instr.near_branch_target(), rest);
+            e.branch_to(condition_of(instr), instr.near_branch_target(), rest);
             return true;
         }
         Class::Counted => counted(e, instr),
         Class::Call => {
-            if push_return_address(e, instr) {
-                e.jump_to(instr.near_branch_target());
-            }
+            push_return_address(e, instr);
+            e.jump_to(instr.near_branch_target());
         }
         Class::Return => {
             let wide = e.mode.is64();
@@ -376,14 +476,13 @@ fn call_indirect(e: &mut Emitter, instr: &Instruction) {
     e.jump_indirect();
 }
 
-fn push_return_address(e: &mut Emitter, instr: &Instruction) -> bool {
+fn push_return_address(e: &mut Emitter, instr: &Instruction) {
     let next = instr.next_ip();
     let (width, size) = stack_width(e);
     let ea = e.stack(-size);
     let slot = e.check(ea, size as usize, true);
     store_constant(e, width, slot, next);
     e.move_stack(-size);
-    true
 }
 
 fn stack_width(e: &Emitter) -> (Width, i32) {

@@ -90,6 +90,8 @@ pub struct Vcpu {
     pub(super) horizon: u64,
     /// The host's x87 registers hold the guest's.
     pub(super) x87_in_host: bool,
+    /// [`Tlb::drops`] when translated code was last entered.
+    pub(super) drops_seen: u64,
     /// The last TLB miss in translated code and how often it was filled for: see `run`.
     pub(super) last_miss: Miss,
     pub(super) chaos: Option<u64>,
@@ -149,6 +151,7 @@ impl Vcpu {
             bounce_code,
             horizon: 0,
             x87_in_host: false,
+            drops_seen: 0,
             last_miss: Miss::default(),
             chaos: config.chaos,
             debugging: Debugging::default(),
