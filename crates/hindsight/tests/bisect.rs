@@ -93,6 +93,7 @@ fn a_recording_with_another_input_than_was_given_is_blamed_with_that_input() {
                 writer.input(event.at, kind, &payload);
             }
             EventKind::Hash(hash) => writer.hash(event.at, &hash),
+            EventKind::Reached => writer.reached(event.at),
             EventKind::End(_) => {}
         }
     }
