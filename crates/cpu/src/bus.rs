@@ -39,6 +39,11 @@ pub trait Bus {
     fn interrupt_pending(&self) -> bool;
     /// Takes the interrupt: its vector. `None` when it went away (spurious 8259 vectors are `Some`).
     fn acknowledge_interrupt(&mut self, at: Position) -> Option<u8>;
+    /// Whether PAUSE gives way to another processor: it then ends the run. Asked again after each
+    /// access above.
+    fn yields_at_pause(&self) -> bool {
+        false
+    }
     /// The position at which the machine next wants control, re-read after each access above.
     fn horizon(&self) -> Position;
 }

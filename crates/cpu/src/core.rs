@@ -316,7 +316,8 @@ impl<'a> Core<'a> {
     pub fn push(&mut self, values: &[u64], size: usize) -> Result<(), Exception> {
         let total = values.len() * size;
         let top = self.stack_pointer().wrapping_sub(total as u64) & mask(self.stack_bits());
-        let mut image = [0; 128];
+        // Enough for the largest frame, that of a call gate with 31 parameters.
+        let mut image = [0; 144];
         for (i, value) in values.iter().rev().enumerate() {
             image[i * size..(i + 1) * size].copy_from_slice(&value.to_le_bytes()[..size]);
         }

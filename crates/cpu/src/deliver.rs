@@ -372,8 +372,15 @@ fn deliver_legacy(core: &mut Core, event: Event) -> Result<(), Exception> {
     Ok(())
 }
 
-/// Switches to the inner stack that the task state segment names and pushes the frame there.
-fn push_inner(core: &mut Core, words: &[u64], size: usize, cpl: u8, ext: u32) -> Result<(), Exception> {
+/// Switches to the inner stack that the task state segment names and pushes the frame there, words of
+/// `size` bytes. Without room for it: #SS with the new stack's selector.
+pub(crate) fn push_inner(
+    core: &mut Core,
+    words: &[u64],
+    size: usize,
+    cpl: u8,
+    ext: u32,
+) -> Result<(), Exception> {
     let tr = core.state.tr;
     let ts = |selector: u16| Exception::with_code(vector::TS, selector_error(selector) + ext);
     let wide = tr.kind() & 8 != 0;
@@ -400,7 +407,7 @@ fn push_inner(core: &mut Core, words: &[u64], size: usize, cpl: u8, ext: u32) ->
         core.state.seg[SegmentIndex::Ss as usize] = old_ss;
         core.state.gpr[gpr::RSP] = old_rsp;
         core.state.cpl = old_cpl;
-        add_ext(e, ext)
+        if e.vector == vector::SS { Exception::ss(selector_error(selector) + ext) } else { add_ext(e, ext) }
     })
 }
 

@@ -12,6 +12,7 @@ const ACCESSED: u16 = 1;
 pub(crate) mod system_type {
     pub const LDT: u16 = 2;
     pub const CALL_GATE: u16 = 0xc;
+    pub const CALL_GATE_16: u16 = 4;
     pub const TSS_AVAILABLE: u16 = 9;
     pub const TSS_BUSY: u16 = 0xb;
 }

@@ -124,6 +124,10 @@ impl CpuState {
     pub fn long_mode(&self) -> bool {
         self.efer & x86::control::efer::LMA != 0
     }
+    /// The linear address of the next instruction.
+    pub fn linear_rip(&self) -> u64 {
+        if self.code64() { self.rip } else { self.seg[1].base.wrapping_add(self.rip) & 0xffff_ffff }
+    }
     /// Whether the current code segment is a 64-bit one.
     pub fn code64(&self) -> bool {
         self.long_mode() && self.seg[1].attributes & Segment::LONG != 0

@@ -1,7 +1,7 @@
 //! The words of the command line.
 
 use crate::failure::Failure;
-use crate::values::{ConsoleTo, Forward, Net, Pos, Size, duration};
+use crate::values::{ConsoleTo, Forward, Net, Pos, Seeds, Size, duration};
 use base::Position;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use timeline::{Fault, Tuning};
 #[command(
     after_help = "Exit status: 0 the guest powered off (or its command's own status); 1 the host refused \
     something; 2 wrong usage or unusable input; 3 the guest panicked, triple-faulted or reset itself; 4 the replay \
-    diverged; 5 the recording is damaged or cannot be replayed here; 124 timeout; 128+N ended by signal N."
+    diverged; 5 the recording is damaged or cannot be replayed here; 6 explore found seeds that fail; 124 timeout; 128+N ended by signal N."
 )]
 pub struct Cli {
     /// What to do.
@@ -32,6 +32,8 @@ pub enum Command {
     Run(Run),
     /// Run a guest and record it
     Record(Record),
+    /// Run a guest under many schedules of its processors and record the runs that fail
+    Explore(Explore),
     /// Replay a recording: its console output again, every state hash checked
     Replay(Replay),
     /// Debug a recording with gdb, forwards and backwards
@@ -87,6 +89,56 @@ pub struct Record {
     /// Take a state hash every so many instructions: a divergence is located that closely at once
     #[arg(long, value_name = "N", default_value_t = timeline::HASH_EVERY, value_parser = clap::value_parser!(u64).range(1..))]
     pub hash_every: u64,
+}
+
+/// `hindsight explore`
+#[derive(Debug, Args)]
+pub struct Explore {
+    /// Which seeds to run, such as 1..200 (both included); 0 is the plain schedule
+    #[arg(long, value_name = "FROM..TO", default_value = "1..100")]
+    pub seeds: Seeds,
+    /// Run so many guests at a time [default: as many as the host has processors]
+    #[arg(short, long, value_name = "N", default_value_t = jobs(), value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: u16,
+    /// Be content with so many failing seeds
+    #[arg(long, value_name = "N")]
+    pub stop_after: Option<usize>,
+    /// Recordings are called NAME-seed-SEED-1 and so on
+    #[arg(short, long, value_name = "NAME", value_parser = recording_stem)]
+    pub output: Option<String>,
+    #[command(flatten)]
+    pub guest: GuestOptions,
+    /// A run that takes more seconds of the host's time than this fails
+    #[arg(long, value_name = "SECONDS", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    /// Print one JSON object on standard output, and nothing else there
+    #[arg(long)]
+    pub json: bool,
+    /// How much translated code each guest keeps; makes no difference to it
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    pub code_cache: Size,
+    /// Run this in the guest; a run fails when its exit status is not zero or the guest dies
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+impl Explore {
+    /// What has no effect on the guest.
+    pub fn tuning(&self) -> Result<Tuning, Failure> {
+        tuning(self.code_cache, None)
+    }
+}
+
+fn jobs() -> u16 {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(256) as u16)
+}
+
+/// A name that recordings' names can begin with.
+fn recording_stem(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains('/') || text.starts_with('.') {
+        return Err("a name has no / and does not begin with a dot".into());
+    }
+    Ok(text.to_owned())
 }
 
 /// `hindsight replay`
@@ -200,7 +252,8 @@ pub struct GuestMake {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Guest")]
 pub struct GuestOptions {
-    /// Linux bzImage [default: Debian's cloud kernel, fetched on first use]
+    /// A Linux bzImage, an ELF file with a PVH entry point (vmlinux), or a Multiboot kernel [default: Debian's
+    /// cloud kernel, fetched on first use]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk
@@ -235,12 +288,17 @@ pub struct GuestOptions {
     /// a terminal, else virtual]
     #[arg(long)]
     pub clock: Option<Clock>,
-    /// Changes everything random in the machine
+    /// Changes everything random in the machine, and the schedule of several processors; 0: they take turns
+    /// in the plain way
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// When the guest resets itself
     #[arg(long, value_name = "WHAT", default_value = "exit")]
     pub reset: OnReset,
+    /// Ports for small kernels, as QEMU has them: bytes to port 0xe9 go to the console, and a value V
+    /// written to port 0xf4 ends the run with exit status 2V+1
+    #[arg(long)]
+    pub debug_ports: bool,
 }
 
 /// How it meets the host.
@@ -273,16 +331,19 @@ pub struct HostOptions {
 impl HostOptions {
     /// What has no effect on the guest.
     pub fn tuning(&self) -> Result<Tuning, Failure> {
-        let code_cache_bytes = usize::try_from(self.code_cache.bytes).unwrap_or(usize::MAX);
-        if !(1 << 20..=1 << 30).contains(&code_cache_bytes) {
-            let given = self.code_cache;
-            return Err(Failure::usage(format!("--code-cache {given}: it has between 1M and 1G")));
-        }
         let fault = |at: u64, needs_history| Fault { at: Position::from_count(at), needs_history };
         let history = self.fault_of_history.map(|at| fault(at, true));
         let fault = self.fault.map(|at| fault(at, false)).or(history);
-        Ok(Tuning { code_cache_bytes, chaos: self.chaos, fault, ..Tuning::default() })
+        Ok(Tuning { fault, ..tuning(self.code_cache, self.chaos)? })
     }
+}
+
+fn tuning(code_cache: Size, chaos: Option<u64>) -> Result<Tuning, Failure> {
+    let code_cache_bytes = usize::try_from(code_cache.bytes).unwrap_or(usize::MAX);
+    if !(1 << 20..=1 << 30).contains(&code_cache_bytes) {
+        return Err(Failure::usage(format!("--code-cache {code_cache}: it has between 1M and 1G")));
+    }
+    Ok(Tuning { code_cache_bytes, chaos, ..Tuning::default() })
 }
 
 /// `--clock`

@@ -18,6 +18,8 @@ impl Failure {
     pub const DIVERGED: u8 = 4;
     /// A recording is damaged or cannot be replayed here.
     pub const RECORDING: u8 = 5;
+    /// `explore` has found seeds under which the guest does not end well.
+    pub const FOUND: u8 = 6;
     /// The host refused something while running, such as space on a disk.
     pub const HOST: u8 = 1;
     /// A bug of Hindsight's own.

@@ -83,6 +83,7 @@ pub fn plan(
         clock,
         seed: options.seed,
         reset: options.reset,
+        debug_ports: options.debug_ports,
     })
 }
 
@@ -192,11 +193,11 @@ fn check_disk(path: &Path) -> Result<Disk, Failure> {
     Ok(Disk { is_root: !is_qcow && guest::image::is_root(&file) })
 }
 
-/// What a kernel's header tells (Linux, Documentation/arch/x86/boot.rst).
+/// What a kernel's file tells; a bzImage by its header (Linux, Documentation/arch/x86/boot.rst).
 #[derive(Debug)]
 struct KernelImage {
-    /// The memory it needs from its load address on, before it looks at the memory map.
-    init_bytes: u64,
+    /// Where the memory ends that it needs before it looks at the memory map.
+    end: u64,
 }
 
 impl KernelImage {
@@ -207,11 +208,10 @@ impl KernelImage {
         let mut head = Vec::new();
         let read = file.by_ref().take(0x270).read_to_end(&mut head);
         read.map_err(|error| unusable(&error.to_string()))?;
-        if head.starts_with(b"\x7fELF") {
-            return Ok(Self { init_bytes: bytes });
-        }
         if head.get(0x202..0x206) != Some(b"HdrS") {
-            return Err(unusable("is not a kernel: neither a bzImage nor an ELF file"));
+            let file = std::fs::read(path).map_err(|error| unusable(&error.to_string()))?;
+            let end = machine::boot::kernel_end(path, &file).map_err(Failure::usage)?;
+            return Ok(Self { end });
         }
         if head.len() < 0x264 {
             return Err(unusable("is truncated in its header"));
@@ -227,12 +227,12 @@ impl KernelImage {
         if version < 0x20c {
             return Err(unusable("is too old: its boot protocol is before 2.12, without a 64-bit entry"));
         }
-        Ok(Self { init_bytes: long(0x260) })
+        Ok(Self { end: KERNEL_LOAD_ADDRESS + long(0x260) })
     }
 }
 
 fn check_memory(memory: Size, kernel: &KernelImage, initrd_bytes: u64) -> Result<(), Failure> {
-    let needed = KERNEL_LOAD_ADDRESS + kernel.init_bytes + initrd_bytes.next_multiple_of(4096);
+    let needed = kernel.end.saturating_add(initrd_bytes.next_multiple_of(4096));
     if needed <= memory.bytes {
         return Ok(());
     }
@@ -266,7 +266,7 @@ mod tests {
         image[0x202..0x206].copy_from_slice(b"HdrS");
         image[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
         image[0x260..0x264].copy_from_slice(&0x1234u32.to_le_bytes());
-        assert_eq!(complaint(&image).unwrap().init_bytes, 0x1234);
+        assert_eq!(complaint(&image).unwrap().end, 0x100_1234);
         assert!(complaint(&image[..4000]).unwrap_err().ends_with("is truncated: it has 4000 of 4608 bytes"));
         assert!(complaint(&image[..0x220]).unwrap_err().ends_with("is truncated in its header"));
         image[0x206..0x208].copy_from_slice(&0x20bu16.to_le_bytes());

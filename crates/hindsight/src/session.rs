@@ -21,7 +21,7 @@ use timeline::Tuning;
 /// A guest, complete and checked: every file existed and was readable a moment ago.
 #[derive(Clone, Debug)]
 pub struct GuestPlan {
-    /// bzImage or ELF.
+    /// bzImage, ELF or Multiboot.
     pub kernel: PathBuf,
     /// Initial RAM disk, without the job; see [`GuestPlan::initrd`].
     pub initrd: Option<PathBuf>,
@@ -47,6 +47,8 @@ pub struct GuestPlan {
     pub seed: u64,
     /// What a reset by the guest does.
     pub reset: OnReset,
+    /// Whether there are a debug console and a debug exit.
+    pub debug_ports: bool,
 }
 
 impl GuestPlan {
@@ -103,6 +105,8 @@ pub struct Outcome {
     pub exit: Exit,
     /// The last status that the job reported; the power-off follows it.
     pub job_status: Option<u8>,
+    /// What the guest wrote to the debug-exit port, which ended the run.
+    pub debug_exit: Option<u32>,
     /// One line about the end for people, such as where a replay diverged.
     pub note: Option<String>,
 }

@@ -30,7 +30,11 @@ pub enum Reason {
 
 /// The request to stop, shared by all who can make it. The first reason stays.
 #[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicUsize>);
+pub struct Stop {
+    own: Arc<AtomicUsize>,
+    /// Whose request to stop is one to this too.
+    parent: Option<Arc<AtomicUsize>>,
+}
 
 impl Stop {
     const SIGNALS: usize = 256;
@@ -38,6 +42,11 @@ impl Stop {
     /// Nothing asked for.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A request for one run of several: it is made by itself, or along with this one.
+    pub fn child(&self) -> Self {
+        Self { own: Arc::default(), parent: Some(self.own.clone()) }
     }
 
     /// Asks the run to end. Returns whether this was the first request.
@@ -48,12 +57,14 @@ impl Stop {
             Reason::ConsoleClosed => 3,
             Reason::Signal(number) => Self::SIGNALS + usize::from(number),
         };
-        self.0.compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        self.own.compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     /// Why the run has to end, if it has to. Cheap; for the machine to look at between slices.
     pub fn reason(&self) -> Option<Reason> {
-        match self.0.load(Ordering::Relaxed) {
+        let own = self.own.load(Ordering::Relaxed);
+        let code = if own == 0 { self.parent.as_ref().map_or(0, |p| p.load(Ordering::Relaxed)) } else { own };
+        match code {
             0 => None,
             1 => Some(Reason::Timeout),
             2 => Some(Reason::Left),
@@ -87,6 +98,17 @@ impl Stop {
             std::thread::sleep(time);
             if stop.request(Reason::Timeout) {
                 stop.insist_later(Failure::TIMEOUT);
+            }
+        })
+    }
+
+    /// The same for a run among others, whose process goes on.
+    pub fn after_quietly(&self, time: Duration) -> Result<(), Failure> {
+        let stop = Arc::downgrade(&self.own);
+        spawn("timeout", move || {
+            std::thread::sleep(time);
+            if let Some(own) = stop.upgrade() {
+                Self { own, parent: None }.request(Reason::Timeout);
             }
         })
     }
@@ -127,6 +149,16 @@ mod tests {
         assert!(stop.request(Reason::Signal(15)));
         assert!(!stop.clone().request(Reason::Timeout));
         assert_eq!(stop.reason(), Some(Reason::Signal(15)));
+    }
+
+    #[test]
+    fn one_run_ends_alone_or_along_with_all() {
+        let all = Stop::new();
+        let (one, other) = (all.child(), all.child());
+        one.request(Reason::Timeout);
+        assert_eq!((one.reason(), other.reason(), all.reason()), (Some(Reason::Timeout), None, None));
+        all.request(Reason::Signal(2));
+        assert_eq!((one.reason(), other.reason()), (Some(Reason::Timeout), Some(Reason::Signal(2))));
     }
 
     #[test]

@@ -50,6 +50,31 @@ impl fmt::Display for Size {
     }
 }
 
+/// Seeds, first and last: `1..200`, or one alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seeds {
+    /// The first one.
+    pub first: u64,
+    /// The last one; not before the first.
+    pub last: u64,
+}
+
+impl FromStr for Seeds {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || "seeds are a number or two, such as 7 or 1..200".to_owned();
+        let (first, last) = text.split_once("..").unwrap_or((text, text));
+        let number = |word: &str| word.parse::<u64>().ok().filter(|_| !word.starts_with('+'));
+        let (first, last) = (number(first).ok_or_else(wrong)?, number(last).ok_or_else(wrong)?);
+        // The one after the last must be a number too.
+        if first > last || last == u64::MAX {
+            return Err(wrong());
+        }
+        Ok(Self { first, last })
+    }
+}
+
 /// A place in a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pos {

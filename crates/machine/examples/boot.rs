@@ -4,8 +4,7 @@
 
 use cpu::{Vcpu, VcpuConfig};
 use devices::Outside;
-use machine::boot::linux::LinuxGuest;
-use machine::boot::{Role, read_file};
+use machine::boot::{self, Role, read_file};
 use machine::{BoardConfig, Gate, Idle, Input, Machine, MachineConfig, PciBus, Stop};
 use std::io::Write;
 use std::path::PathBuf;
@@ -44,14 +43,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let model = x86::CpuModel::plain(x86::Level::V3);
     let vcpu = Vcpu::new(VcpuConfig { model, code_cache_bytes: 64 << 20, chaos: None })?;
-    let config = MachineConfig { board: BoardConfig::default(), idle: Idle::Skip };
+    let config = MachineConfig { board: BoardConfig::default(), idle: Idle::Skip, seed: 0 };
     let terminal = Terminal::default();
     let mut pci = PciBus::new();
     pci.add_entropy([7; 32])?;
     pci.add_console(1, 80, 25)?;
     let mut machine = Machine::new(config, vcpu, pci, Gate::live(None), Box::new(terminal.clone()))?;
     let (kernel_bytes, initrd_bytes) = (read_file(Role::Kernel, &kernel)?, read_file(Role::Initrd, &initrd)?);
-    machine.load_linux(&LinuxGuest {
+    machine.load(&boot::Guest {
         kernel_path: &kernel,
         kernel: &kernel_bytes,
         initrd: Some(&initrd_bytes),

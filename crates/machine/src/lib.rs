@@ -16,6 +16,8 @@ mod machine;
 mod memory_hash;
 pub mod pci;
 mod processor;
+mod processors;
+mod scheduler;
 #[cfg(test)]
 mod testing;
 

@@ -6,15 +6,16 @@
 
 use crate::acpi::{self, AcpiConfig};
 use crate::board::{Board, BoardConfig, BoardError, BoardState, Ending};
-use crate::boot::{BootError, linux};
+use crate::boot::{self, BootError};
 use crate::clock::Idle;
 use crate::gate::{Admitted, Gate, GateError, Input, Moment};
 use crate::memory_hash::MemoryHash;
 use crate::pci::PciBus;
 use crate::processor::{Exit, Processor};
+use crate::scheduler::{ScheduleError, Scheduler};
 use base::{GuestTime, Position};
-use cpu::{Activity, Bus, CpuState, SavedCpu};
-use devices::{Outside, ProcessorSignal, StateError};
+use cpu::{Activity, CpuState, SavedCpu};
+use devices::{Outside, StateError};
 use disk::DiskError;
 use serde::{Deserialize, Serialize};
 
@@ -26,8 +27,10 @@ const IDLE_JUMPS_MAX: u32 = 10_000;
 pub struct MachineConfig {
     /// The board.
     pub board: BoardConfig,
-    /// What guest time does while the processor is halted.
+    /// What guest time does while every processor is halted.
     pub idle: Idle,
+    /// Which schedule several processors follow; 0 is the plain one.
+    pub seed: u64,
 }
 
 /// Why a run stopped.
@@ -64,12 +67,14 @@ pub enum Stop {
 /// The state of a machine but for its RAM, which checkpoints keep by page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineState {
-    /// The processor's registers, a [`cpu::SavedCpu`] encoded by postcard.
-    pub processor: Vec<u8>,
+    /// Each processor's registers, a [`cpu::SavedCpu`] encoded by postcard.
+    pub processors: Vec<Vec<u8>>,
     /// Devices and clock.
     pub board: BoardState,
-    /// An NMI arrived while NMIs were blocked.
-    pub nmi_held: bool,
+    /// For which processors (bit n: number n) an NMI waits.
+    pub nmi_held: u32,
+    /// Whose turn it is, and for how long.
+    pub scheduler: Scheduler,
 }
 
 /// A saved state this machine cannot take on.
@@ -84,6 +89,17 @@ pub enum RestoreError {
     /// Registers that do not decode.
     #[error("the processor's state does not decode: {0}")]
     Encoding(String),
+    /// Not this machine's number of processors.
+    #[error("the state of {found} processors is saved, this machine has {have}")]
+    Processors {
+        /// What the state has.
+        found: usize,
+        /// What there are.
+        have: u32,
+    },
+    /// The schedule.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
 }
 
 /// A hash of the machine's whole state in three parts.
@@ -111,12 +127,15 @@ impl StateHash {
 /// A machine.
 pub struct Machine<P> {
     config: MachineConfig,
-    board: Board,
-    processor: P,
+    pub(crate) board: Board,
+    pub(crate) processor: P,
+    pub(crate) scheduler: Scheduler,
     gate: Gate,
     memory_hash: MemoryHash,
-    /// An NMI waits for the processor to return from the one before.
-    nmi_held: bool,
+    /// For which processors an NMI waits.
+    pub(crate) nmi_held: u32,
+    /// The processor that ran last.
+    pub(crate) ran: u32,
     /// How far guest time may jump while the processor is halted.
     idle_horizon: GuestTime,
 }
@@ -130,16 +149,20 @@ impl<P: Processor> Machine<P> {
         gate: Gate,
         out: Box<dyn Outside + Send>,
     ) -> Result<Self, BoardError> {
+        if processor.cpus() != config.board.cpus {
+            return Err(BoardError::Sockets { board: config.board.cpus, processors: processor.cpus() });
+        }
         let board = Board::new(&config.board, pci, out)?;
         let memory_hash = MemoryHash::new(board.memory());
         let idle_horizon = GuestTime::from_ns(u64::MAX);
-        Ok(Self { config, board, processor, gate, memory_hash, nmi_held: false, idle_horizon })
+        let scheduler = Scheduler::new(config.seed);
+        Ok(Self { config, board, processor, scheduler, gate, memory_hash, nmi_held: 0, ran: 0, idle_horizon })
     }
 
-    /// Puts a Linux guest into memory and the processor at its entry, as a boot loader after
-    /// firmware would: ACPI tables, virtual wire mode.
-    pub fn load_linux(&mut self, guest: &linux::LinuxGuest) -> Result<(), BootError> {
-        linux::load(self.board.memory_mut(), self.processor.state_mut(), guest)?;
+    /// Puts a guest into memory and the processor at its entry, as a boot loader after firmware
+    /// would: ACPI tables, virtual wire mode.
+    pub fn load(&mut self, guest: &boot::Guest) -> Result<(), BootError> {
+        boot::load(self.board.memory_mut(), self.processor.state_mut(), guest)?;
         let board = &self.config.board;
         let acpi = AcpiConfig { cpus: board.cpus, memory: board.memory, hpet: board.hpet };
         if !acpi::write_tables(self.board.memory_mut(), &acpi) {
@@ -154,9 +177,13 @@ impl<P: Processor> Machine<P> {
     /// be loaded again; RAM, disks, the clock and the position stay.
     pub fn reset(&mut self) {
         self.board.reset();
-        self.nmi_held = false;
-        let fresh = CpuState { retired: self.processor.state().retired, ..CpuState::power_on() };
-        *self.processor.state_mut() = fresh;
+        self.nmi_held = 0;
+        let retired = self.processor.state().retired;
+        self.processor.select(0);
+        for cpu in 0..self.processor.cpus() {
+            let fresh = if cpu == 0 { CpuState::power_on() } else { CpuState::power_on_waiting(cpu) };
+            *self.processor.context_mut(cpu) = CpuState { retired, ..fresh };
+        }
         self.processor.state_replaced();
     }
 
@@ -233,7 +260,9 @@ impl<P: Processor> Machine<P> {
     }
 
     fn admit(&mut self, admitted: &Admitted) -> usize {
-        self.board.admit(admitted)
+        let taken = self.board.admit(admitted);
+        self.note_woken();
+        taken
     }
 
     /// Lets in every recorded input that is due at this moment: what [`Self::run_until`] leaves to
@@ -255,6 +284,7 @@ impl<P: Processor> Machine<P> {
         let mut jumps = 0;
         loop {
             self.board.tick(self.position());
+            self.note_woken();
             if let Some(stop) = self.stop_of_guest() {
                 return stop;
             }
@@ -266,7 +296,7 @@ impl<P: Processor> Machine<P> {
                 continue;
             }
             self.pass_signals();
-            if self.is_halted() {
+            if !self.schedule() {
                 if let Some(stop) = self.idle(&mut jumps) {
                     return stop;
                 }
@@ -274,9 +304,13 @@ impl<P: Processor> Machine<P> {
             }
             jumps = 0;
             let bound = self.bound(limit);
-            match self.processor.run(&mut self.board, bound) {
-                Exit::Limit | Exit::Halted => {}
+            let exit = self.processor.run(&mut self.board, bound);
+            self.after_run(exit);
+            match exit {
+                Exit::Limit | Exit::Halted | Exit::Pause => {}
                 Exit::Shutdown => return Stop::TripleFault,
+                // The breakpoint of one whose turn is over is met in its next turn.
+                Exit::Debugger if self.ran != self.processor.current() && !self.processor.has_hit() => {}
                 Exit::Debugger => return Stop::Debugger,
             }
         }
@@ -287,12 +321,13 @@ impl<P: Processor> Machine<P> {
         // A moment later at this same position is reached by idling only; a processor that turns
         // out not to idle has to go on.
         let here = self.position();
-        if self.nmi_held {
+        if self.awaits_iret() {
             // NMIs are unblocked by an IRET, which nothing else would stop after.
             return here.after(1);
         }
         let past = |moment: Moment| if moment.position > here { moment.position } else { here.after(1) };
-        self.gate.next().map_or(Position::NEVER, past).min(past(limit))
+        let turn = if self.processor.cpus() > 1 { self.scheduler.horizon(here) } else { Position::NEVER };
+        self.gate.next().map_or(Position::NEVER, past).min(past(limit)).min(turn)
     }
 
     fn stop_of_guest(&mut self) -> Option<Stop> {
@@ -310,33 +345,6 @@ impl<P: Processor> Machine<P> {
         (self.processor.state().activity == Activity::Shutdown).then_some(Stop::TripleFault)
     }
 
-    fn pass_signals(&mut self) {
-        for (_cpu, signal) in self.board.take_signals() {
-            match signal {
-                ProcessorSignal::Nmi => self.nmi_held = true,
-                other => self.processor.signal(&mut self.board, other),
-            }
-        }
-        if self.nmi_held && !self.processor.state().nmi_blocked {
-            self.nmi_held = false;
-            self.processor.signal(&mut self.board, ProcessorSignal::Nmi);
-        }
-    }
-
-    /// Whether the processor waits and nothing that is pending wakes it.
-    fn is_halted(&self) -> bool {
-        let state = self.processor.state();
-        match state.activity {
-            Activity::Halted => !(self.takes_interrupts() && self.board.interrupt_pending()),
-            Activity::WaitForSipi => true,
-            Activity::Running | Activity::Shutdown => false,
-        }
-    }
-
-    fn takes_interrupts(&self) -> bool {
-        self.processor.state().rflags & x86::flags::IF != 0
-    }
-
     /// Lets idle time pass: `None` when something may have changed.
     fn idle(&mut self, jumps: &mut u32) -> Option<Stop> {
         let position = self.position();
@@ -349,7 +357,7 @@ impl<P: Processor> Machine<P> {
                 return None;
             }
         }
-        if !self.takes_interrupts() {
+        if !self.anyone_takes_interrupts() {
             return Some(Stop::Dead);
         }
         let skipped = deadline.filter(|until| self.config.idle == Idle::Skip && *until <= self.idle_horizon);
@@ -365,23 +373,48 @@ impl<P: Processor> Machine<P> {
     /// The state of devices, processor and clock.
     pub fn save(&self) -> MachineState {
         MachineState {
-            processor: postcard::to_stdvec(&self.processor.state().save()).expect("plain data"),
+            processors: (0..self.processor.cpus()).map(|cpu| self.save_processor(cpu)).collect(),
             board: self.board.save(),
             nmi_held: self.nmi_held,
+            scheduler: self.scheduler.clone(),
         }
     }
 
     /// Takes on a saved state; RAM is the caller's to restore. After an error the machine must not
     /// run before a restore has succeeded.
     pub fn restore(&mut self, state: &MachineState) -> Result<(), RestoreError> {
-        let saved: SavedCpu =
-            postcard::from_bytes(&state.processor).map_err(|why| RestoreError::Encoding(why.to_string()))?;
-        let restored = saved.restore(self.processor.model())?;
-        *self.processor.state_mut() = restored;
-        self.processor.state_replaced();
+        let have = self.processor.cpus();
+        if state.processors.len() != have as usize {
+            return Err(RestoreError::Processors { found: state.processors.len(), have });
+        }
         self.board.restore(&state.board)?;
-        self.nmi_held = state.nmi_held;
+        // First, for what it does to the one that is left.
+        self.processor.select(self.board.current_cpu());
+        self.ran = self.board.current_cpu();
+        for (cpu, saved) in (0..).zip(&state.processors) {
+            let restored = self.restored(cpu, saved)?;
+            *self.processor.context_mut(cpu) = restored;
+        }
+        self.processor.state_replaced();
+        state.scheduler.check(self.position(), self.config.seed)?;
+        self.scheduler = state.scheduler.clone();
+        self.nmi_held = state.nmi_held & (u32::MAX >> (32 - have));
         Ok(())
+    }
+
+    fn save_processor(&self, cpu: u32) -> Vec<u8> {
+        postcard::to_stdvec(&self.processor.context(cpu).save()).expect("plain data")
+    }
+
+    fn restored(&self, cpu: u32, saved: &[u8]) -> Result<CpuState, RestoreError> {
+        let saved: SavedCpu =
+            postcard::from_bytes(saved).map_err(|why| RestoreError::Encoding(why.to_string()))?;
+        let state = saved.restore(self.processor.model())?;
+        if state.apic_id != cpu {
+            let value = state.apic_id.into();
+            return Err(cpu::RestoreError::Impossible { what: "APIC identifier", value }.into());
+        }
+        Ok(state)
     }
 
     /// Pages of RAM written since the last call (or power-on), in order.
@@ -395,15 +428,20 @@ impl<P: Processor> Machine<P> {
     /// When the host cannot read back what the guest wrote to a disk.
     pub fn state_hash(&mut self) -> Result<StateHash, DiskError> {
         let state = self.save();
-        let board = postcard::to_stdvec(&(&state.board, state.nmi_held)).expect("plain data");
+        let board =
+            postcard::to_stdvec(&(&state.board, state.nmi_held, &state.scheduler)).expect("plain data");
         let mut devices = blake3::Hasher::new();
         devices.update(&board);
         let pci = self.board.pci();
         for disk in (0..pci.disks()).filter_map(|n| pci.disk(n)) {
             devices.update(disk.hash()?.as_bytes());
         }
+        let mut registers = blake3::Hasher::new();
+        state.processors.iter().for_each(|processor| {
+            registers.update(processor);
+        });
         Ok(StateHash {
-            registers: *blake3::hash(&state.processor).as_bytes(),
+            registers: *registers.finalize().as_bytes(),
             devices: *devices.finalize().as_bytes(),
             memory: self.memory_hash.hash(self.board.memory_mut()),
         })

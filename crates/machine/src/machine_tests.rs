@@ -4,6 +4,7 @@ use super::*;
 use crate::clock::Rate;
 use crate::gate::{ClockCorrection, Event, Journal};
 use crate::testing::{Fake, Program, Tray};
+use cpu::Bus;
 use cpu::CpuState;
 use std::sync::{Arc, Mutex};
 
@@ -20,7 +21,7 @@ impl Journal for Notes {
 fn machine(program: &Program, idle: Idle, gate: Gate) -> (Machine<Fake>, Tray) {
     let tray = Tray::default();
     let board = BoardConfig { memory: 2 << 20, debug_ports: true, ..BoardConfig::default() };
-    let config = MachineConfig { board, idle };
+    let config = MachineConfig { board, idle, seed: 0 };
     let fake = Fake::new(Arc::clone(program));
     (Machine::new(config, fake, PciBus::new(), gate, Box::new(tray.clone())).unwrap(), tray)
 }
@@ -178,7 +179,7 @@ fn a_restored_machine_goes_on_as_the_saved_one() {
     }
     assert_eq!(second.state_hash().unwrap(), first.state_hash().unwrap());
     let mut damaged = state.clone();
-    damaged.processor.pop();
+    damaged.processors[0].pop();
     assert!(second.restore(&damaged).is_err());
 }
 

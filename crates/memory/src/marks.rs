@@ -10,17 +10,14 @@ impl Marks {
     pub const DIRTY: Marks = Marks(1 << 0);
     /// Translated code was made from this page.
     pub const CODE: Marks = Marks(1 << 1);
-    /// A leaf entry of a cached address translation was read from this page.
-    pub const TABLE_LEAF: Marks = Marks(1 << 2);
-    /// A non-leaf entry of a cached address translation was read from this page.
-    pub const TABLE_UPPER: Marks = Marks(1 << 3);
+    /// An entry that a cached address translation came from was read from this page.
+    pub const TABLE: Marks = Marks(1 << 2);
     /// A debugger watches bytes of this page.
     pub const WATCHED: Marks = Marks(1 << 4);
     /// Every mark that sends a write the slow way.
-    pub const HOOKED: Marks =
-        Marks(Self::CODE.0 | Self::TABLE_LEAF.0 | Self::TABLE_UPPER.0 | Self::WATCHED.0);
+    pub const HOOKED: Marks = Marks(Self::CODE.0 | Self::TABLE.0 | Self::WATCHED.0);
     /// Every mark whose pages, when written by anyone, the processors must hear of.
-    pub const DISTURBING: Marks = Marks(Self::CODE.0 | Self::TABLE_LEAF.0 | Self::TABLE_UPPER.0);
+    pub const DISTURBING: Marks = Marks(Self::CODE.0 | Self::TABLE.0);
 
     /// Whether any of `other`'s marks is set.
     pub const fn any(self, other: Marks) -> bool {

@@ -134,9 +134,10 @@ fn ending(case: &Case, outcome: &Outcome) -> Ending {
     if memory && (order == Order::Free || order == Order::InPage && case.mode == Mode::Compatibility) {
         return Ending::Fault(Fault { vector: vector::PF, error_code: 0, cr2: 0 });
     }
-    // Elements masked out of an operand that wraps around 4 GiB may count for the segment's limit.
-    let wraps = fault.vector != vector::PF || fault.cr2 < 32 || fault.cr2 > u32::MAX as u64 - 32;
-    if memory && order == Order::Masked && case.mode == Mode::Compatibility && wraps {
+    // Whether an operand with masked elements wraps around 4 GiB, or exceeds a segment's limit
+    // there, differs between generations of processors.
+    let wraps = fault.vector != vector::PF || fault.cr2 < 32 || fault.cr2.abs_diff(1 << 32) <= 32;
+    if memory && order == Order::Masked && wraps {
         return Ending::Fault(Fault { vector: vector::PF, error_code: 0, cr2: 0 });
     }
     let based = faulted_in(case, outcome).is_some_and(|faulted| {

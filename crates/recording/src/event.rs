@@ -106,9 +106,11 @@ pub enum EndReason {
     Interrupted,
     /// The host failed the recorder.
     Failed,
+    /// The guest wrote to the debug-exit port.
+    DebugExit,
 }
 
-const END_REASONS: [EndReason; 8] = [
+const END_REASONS: [EndReason; 9] = [
     EndReason::Poweroff,
     EndReason::Command,
     EndReason::Panic,
@@ -117,6 +119,7 @@ const END_REASONS: [EndReason; 8] = [
     EndReason::Timeout,
     EndReason::Interrupted,
     EndReason::Failed,
+    EndReason::DebugExit,
 ];
 
 impl EndReason {
@@ -131,6 +134,7 @@ impl EndReason {
             EndReason::Timeout => "timeout",
             EndReason::Interrupted => "interrupted",
             EndReason::Failed => "failed",
+            EndReason::DebugExit => "debug-exit",
         }
     }
 }

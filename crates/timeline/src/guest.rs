@@ -31,6 +31,9 @@ pub struct Guest {
     pub clock: ClockMode,
     /// What the real-time clock shows at power-on, in nanoseconds since 1970.
     pub start_of_day_unix_ns: u64,
+    /// Whether there are a debug console (port 0xe9) and a debug exit (port 0xf4), as test kernels use
+    /// them.
+    pub debug_ports: bool,
     /// Whether a reset boots the guest again instead of ending the run.
     pub reboots: bool,
 }

@@ -49,4 +49,4 @@ pub use travel::{ConsoleText, Hit, Marked, Pause, Travel, Until, WatchRange};
 
 /// The version of the machine's behaviour. A recording replays only on the same one, so it changes
 /// with everything a guest can see or a state hash covers.
-pub const MACHINE_VERSION: u32 = 1;
+pub const MACHINE_VERSION: u32 = 2;

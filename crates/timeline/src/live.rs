@@ -72,6 +72,8 @@ pub trait Host: Watcher {
 pub enum Ended {
     /// The guest powered off.
     PowerOff,
+    /// The guest wrote this to the debug-exit port.
+    DebugExit(u32),
     /// The guest reset itself.
     Reset,
     /// The guest's kernel panicked.
@@ -177,7 +179,8 @@ impl Live<'_> {
                 }
             }
             Stop::Dead => return Ok(Some(self.fallen_silent())),
-            Stop::PowerOff | Stop::DebugExit(_) => return Ok(Some(Ended::PowerOff)),
+            Stop::PowerOff => return Ok(Some(Ended::PowerOff)),
+            Stop::DebugExit(value) => return Ok(Some(Ended::DebugExit(value))),
             Stop::Reset if self.host.verdict() == Verdict::Well => return Ok(Some(Ended::Reset)),
             Stop::Panic | Stop::Reset => return Ok(Some(Ended::Panic)),
             Stop::TripleFault => return Ok(Some(Ended::TripleFault)),

@@ -28,6 +28,8 @@ struct Config {
     disks: Vec<DiskFormat>,
     card: Option<Card>,
     reboots: bool,
+    #[serde(default)]
+    debug_ports: bool,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -58,6 +60,7 @@ pub fn describe(guest: &Guest, files: Files, cache: &mut HashCache) -> Result<Ma
         disks: guest.disks.iter().map(format).collect(),
         card: guest.card,
         reboots: guest.reboots,
+        debug_ports: guest.debug_ports,
     };
     let guest = recording::Guest {
         memory_bytes: guest.memory_bytes,
@@ -129,6 +132,7 @@ pub fn guest_of(recording: &Recording) -> Result<Guest, DiskOpenError> {
         },
         start_of_day_unix_ns: described.start_of_day_unix_ns,
         reboots: config.reboots,
+        debug_ports: config.debug_ports,
     })
 }
 

@@ -6,7 +6,7 @@ use base::{GuestTime, Position};
 use cpu::{CpuError, Vcpu, VcpuConfig};
 use devices::UnixTime;
 use disk::{DiskError, Overlay, Store};
-use machine::boot::{BootError, linux::LinuxGuest};
+use machine::boot::{self, BootError};
 use machine::{
     BoardConfig, BoardError, Gate, Idle, Machine, MachineConfig, Moment, PciBus, PciFull, Rate, Stop,
 };
@@ -31,9 +31,14 @@ pub enum SessionError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// More processors than this version runs.
-    #[error("{0} processors: this version runs one; pass --cpus 1")]
-    Cpus(u32),
+    /// A guest that contradicts itself.
+    #[error("the guest has {guest} processors and its processors say that they are {model}")]
+    Processors {
+        /// The guest's.
+        guest: u32,
+        /// The model's.
+        model: u32,
+    },
 }
 
 /// A machine with its guest.
@@ -48,8 +53,8 @@ pub struct Session {
 impl Session {
     /// A machine at power-on with the guest loaded; inputs come from `gate`.
     pub fn new(guest: Arc<Guest>, tuning: &Tuning, gate: Gate) -> Result<Self, SessionError> {
-        if guest.cpus != 1 {
-            return Err(SessionError::Cpus(guest.cpus));
+        if guest.model.processors != guest.cpus {
+            return Err(SessionError::Processors { guest: guest.cpus, model: guest.model.processors });
         }
         let vcpu = Vcpu::new(VcpuConfig {
             model: guest.model.clone(),
@@ -65,12 +70,13 @@ impl Session {
                 start_of_day: UnixTime((guest.start_of_day_unix_ns / 1_000_000_000) as _),
                 rate: Rate::ONE,
                 hpet: true,
-                debug_ports: false,
+                debug_ports: guest.debug_ports,
             },
             idle: match guest.clock {
                 ClockMode::Virtual => Idle::Skip,
                 ClockMode::Host => Idle::Wait,
             },
+            seed: guest.seed,
         };
         let machine = Machine::new(config, vcpu, bus_of(&guest, &store)?, gate, Box::new(tray.clone()))?;
         let mut session = Self { machine, guest, tray, store, fault: tuning.fault };
@@ -80,7 +86,7 @@ impl Session {
 
     fn load(&mut self) -> Result<(), BootError> {
         let guest = &self.guest;
-        self.machine.load_linux(&LinuxGuest {
+        self.machine.load(&boot::Guest {
             kernel_path: &guest.kernel.path,
             kernel: &guest.kernel.bytes,
             initrd: guest.initrd.as_ref().map(|initrd| initrd.as_slice()),

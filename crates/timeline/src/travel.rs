@@ -355,8 +355,13 @@ impl Travel {
     /// Where a virtual address leads now, judged by the kernel's page tables when the current ones
     /// (a user process's, with page-table isolation) do not know it.
     pub fn physical(&self, at: GuestVirt) -> Option<GuestPhys> {
+        self.physical_for(self.session.machine().processor().current_cpu(), at)
+    }
+
+    /// The same as processor `cpu`, which must exist, sees it.
+    pub fn physical_for(&self, cpu: u32, at: GuestVirt) -> Option<GuestPhys> {
         let machine = self.session.machine();
-        let (state, ram) = (machine.processor().state(), machine.board().memory());
+        let (state, ram) = (machine.processor().context(cpu), machine.board().memory());
         let found = walk::probe(state, ram, at).or_else(|| {
             let mut kernel = state.clone();
             // Linux keeps the user's copy of the top table in the page behind the kernel's.

@@ -179,7 +179,9 @@ fn served(place: &Place, folder: &Path, words: &[&str], mix: Mix, port: u16) -> 
     // The server needs a moment from its word to its socket.
     let (url, port) = (format!("http://127.0.0.1:{port}/perl"), port.to_string());
     let attempts: &[&str] = match mix {
-        Mix::Iperf => &["iperf3", "-c", "127.0.0.1", "-p", &port, "-t", "2", "-b", "20M", "--connect-timeout", "3000"],
+        Mix::Iperf => {
+            &["iperf3", "-c", "127.0.0.1", "-p", &port, "-t", "2", "-b", "20M", "--connect-timeout", "3000"]
+        }
         _ => &["curl", "-s", "-o", "got", "--max-time", "40", &url],
     };
     let mut left = if mix == Mix::Iperf { 1 } else { 2 };

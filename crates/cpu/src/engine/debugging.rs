@@ -78,6 +78,11 @@ impl Vcpu {
         self.debugging.watch.as_mut()?.take_hits()
     }
 
+    /// Whether an access has hit a watch that nobody has [taken](Self::take_watch_hits) yet.
+    pub fn has_watch_hit(&self) -> bool {
+        self.debugging.has_hit()
+    }
+
     /// Whether an exception or interrupt was delivered at this very position, so that the machine
     /// stands behind where a run to this position stops.
     pub fn event_delivered_here(&self) -> bool {
@@ -90,8 +95,7 @@ impl Vcpu {
 
     /// The linear address of the next instruction.
     pub fn linear_rip(&self) -> u64 {
-        let state = self.state();
-        if state.code64() { state.rip } else { state.seg[1].base.wrapping_add(state.rip) & 0xffff_ffff }
+        self.state().linear_rip()
     }
 
     /// Whether there is a breakpoint here that was not passed yet: the loop has to look before

@@ -15,7 +15,7 @@ pub const CODE_SLOTS: usize = 1024;
 /// Entries of the jump cache (the index is a 16-bit zero extension of the target).
 pub const JUMP_ENTRIES: usize = 1 << 16;
 /// Entries of a spill table.
-pub const SPILL_ENTRIES: usize = 4096;
+pub const SPILL_ENTRIES: usize = 16384;
 /// Number of mode sets.
 pub const SETS: usize = 5;
 
@@ -36,25 +36,16 @@ pub struct DataTlb {
     pub tag: [u64; TLB_ENTRIES],
     /// Host address less guest address.
     pub addend: [u64; TLB_ENTRIES],
-    /// Physical address of the leaf page-table entry it came from.
-    pub leaf: [u64; TLB_ENTRIES],
-    /// RAM page index, and [`GLOBAL`].
-    pub page: [u64; TLB_ENTRIES],
 }
-
-/// In [`DataTlb::page`]: the translation survives a CR3 load.
-pub const GLOBAL: u64 = 1 << 63;
 
 /// A translation kept beside the direct-mapped table.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct SpillEntry {
-    /// Page address plus generation.
+    /// Page address plus generation (see `spaces`); 0: none.
     pub key: u64,
     /// As in [`DataTlb`].
     pub addend: u64,
-    pub leaf: u64,
-    pub page: u64,
 }
 
 /// Tables of one processor mode (kernel, kernel with SMAP lifted, user, 32-bit user, others):
@@ -66,7 +57,7 @@ pub struct ModeSet {
     pub data: [DataTlb; 2],
     /// What does not fit there; searched by emitted code on a miss.
     pub spill: [[SpillEntry; SPILL_ENTRIES]; 2],
-    /// The low 12 bits of a live spill entry's key; never zero. Changing it drops them all.
+    /// The low 12 bits of a spill entry's key of the current address space; never zero.
     pub generation: [u64; 2],
     /// Identity of the code page behind each virtual page (see `blocks`); 0: unknown.
     pub code_page: [u32; CODE_SLOTS],
@@ -111,6 +102,8 @@ pub struct Hot {
     pub other_flags: u32,
     /// Whether a maskable interrupt waits.
     pub pending: u32,
+    /// Whether PAUSE gives way to another processor.
+    pub yields: u32,
     /// Budget register at the last STI that enabled interrupts (0: none since the last entry), and
     /// how many instructions counted by then had not run.
     pub sti_rest: u32,
@@ -161,6 +154,7 @@ impl Field {
     pub const ALIGNMENT: u32 = offset_of!(Hot, alignment) as u32;
     pub const OTHER_FLAGS: u32 = offset_of!(Hot, other_flags) as u32;
     pub const PENDING: u32 = offset_of!(Hot, pending) as u32;
+    pub const YIELDS: u32 = offset_of!(Hot, yields) as u32;
     pub const STI_REST: u32 = offset_of!(Hot, sti_rest) as u32;
     pub const STI_BUDGET: u32 = offset_of!(Hot, sti_budget) as u32;
     pub const TSC_LINEAR: u32 = offset_of!(Hot, tsc_linear) as u32;
@@ -199,8 +193,6 @@ impl Field {
     }
     pub const TAG: u32 = offset_of!(DataTlb, tag) as u32;
     pub const ADDEND: u32 = offset_of!(DataTlb, addend) as u32;
-    pub const LEAF: u32 = offset_of!(DataTlb, leaf) as u32;
-    pub const PAGE: u32 = offset_of!(DataTlb, page) as u32;
     pub const fn spill(write: bool) -> u32 {
         (offset_of!(ModeSet, spill) + write as usize * size_of::<[SpillEntry; SPILL_ENTRIES]>()) as u32
     }

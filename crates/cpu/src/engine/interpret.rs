@@ -12,7 +12,8 @@ use crate::marks::mark;
 use crate::walk::Access;
 use crate::{debug, string, system};
 use base::{GuestVirt, PAGE_SIZE};
-use iced_x86::{CpuidFeature, Decoder, Instruction, Mnemonic};
+use iced_x86::{CpuidFeature, Decoder, EncodingKind, Instruction, Mnemonic};
+use x86::control::cr0;
 use x86::cpuid::Level;
 use x86::{Exception, paging, vector};
 
@@ -41,25 +42,49 @@ impl From<Exception> for Faulted {
 
 impl Vcpu {
     /// Fetches and decodes the instruction at RIP, as the processor does: a page fault only for
-    /// bytes the instruction has.
+    /// bytes the instruction has, and #GP(0) for one that goes beyond the code segment's limit.
     pub(super) fn fetch(&mut self, bus: &mut dyn Bus) -> Result<Instruction, Exception> {
+        let inside = self.fetchable()?;
         let mut core = self.core(bus);
         let start = crate::deliver::instruction_address(&core);
-        if core.state.code64() && !paging::is_canonical(start.0) {
-            return Err(Exception::gp(0));
-        }
         let access = Access::fetch(core.state);
         let mut bytes = [0; MAX_BYTES];
-        let first = (PAGE_SIZE - start.page_offset()).min(MAX_BYTES);
+        let first = (PAGE_SIZE - start.page_offset()).min(inside);
         core.read_as(start.0, &mut bytes[..first], access)?;
-        let instr = self.decode(&bytes[..first]);
+        let mut instr = self.decode(&bytes[..first]);
         // Invalid already in what the first page holds, or does it go on?
-        if !instr.is_invalid() || first == MAX_BYTES || !self.incomplete(&bytes[..first]) {
-            return Ok(instr);
+        if instr.is_invalid() && first < inside && self.incomplete(&bytes[..first]) {
+            let second = GuestVirt(start.0.wrapping_add(first as u64));
+            self.core(bus).read_as(second.0, &mut bytes[first..inside], access)?;
+            instr = self.decode(&bytes[..inside]);
         }
-        let second = GuestVirt(start.0.wrapping_add(first as u64));
-        self.core(bus).read_as(second.0, &mut bytes[first..], access)?;
-        Ok(self.decode(&bytes))
+        if instr.is_invalid() && inside < MAX_BYTES && self.incomplete(&bytes[..inside]) {
+            return Err(Exception::gp(0));
+        }
+        Ok(instr)
+    }
+
+    /// How many bytes from RIP on an instruction may have: up to the code segment's limit, or 15.
+    fn fetchable(&self) -> Result<usize, Exception> {
+        let state = self.state();
+        if state.code64() {
+            let canonical = paging::is_canonical(state.rip);
+            return if canonical { Ok(MAX_BYTES) } else { Err(Exception::gp(0)) };
+        }
+        let limit = u64::from(state.seg[1].limit);
+        match limit.checked_sub(state.rip) {
+            // A segment of all 4 GiB has no end: EIP wraps.
+            Some(_) if limit == u64::from(u32::MAX) => Ok(MAX_BYTES),
+            Some(left) => Ok((left + 1).min(MAX_BYTES as u64) as usize),
+            None => Err(Exception::gp(0)),
+        }
+    }
+
+    /// Whether instructions run one at a time from Rust: 16-bit code, whose addresses and stack
+    /// wrap as no emitted check does, and code segments with a limit, which every fetch is held
+    /// against.
+    pub(super) fn runs_singly(&self, mode: Mode) -> bool {
+        !mode.is64() && (mode.bits() == 16 || self.state().seg[1].limit != u32::MAX)
     }
 
     fn incomplete(&self, bytes: &[u8]) -> bool {
@@ -106,6 +131,7 @@ impl Vcpu {
         self.statistics.interpreted += 1;
         match class {
             Class::Hint => {
+                self.contexts.paused = instr.mnemonic() == Mnemonic::Pause && bus.yields_at_pause();
                 self.hot().state.rip = instr.next_ip();
                 Ok(Done { retired: 1, data_hits: 0 })
             }
@@ -230,6 +256,10 @@ fn waits_for_x87(instr: &Instruction) -> bool {
 fn check_units(vcpu: &Vcpu, instr: &Instruction) -> Result<(), Exception> {
     use CpuidFeature::*;
     let state = vcpu.state();
+    // VEX encodings of general-register instructions have no unit, but need protected mode too.
+    if instr.code().encoding() == EncodingKind::VEX && state.cr0 & cr0::PE == 0 {
+        return Err(Exception::ud());
+    }
     if instr.mnemonic() == Mnemonic::Wait {
         return fpu_available(state, FpuKind::Wait);
     }

@@ -8,6 +8,7 @@
 //! | `asm`, `emit`, `plain`, `privileged`, `translate`, `classify` | the translator |
 //! | `blocks`, `tlb` | what is cached, and when it is dropped |
 //! | `run`, `interpret`, `flow`, `bounce` | the loop, and executing one instruction from Rust |
+//! | `contexts` | several processors on one engine |
 //! | `vcpu` | the type everyone else sees |
 
 mod arena;
@@ -15,6 +16,7 @@ mod asm;
 mod blocks;
 mod bounce;
 mod classify;
+mod contexts;
 mod debugging;
 mod emit;
 mod flow;
@@ -26,6 +28,8 @@ mod privileged;
 mod regs;
 mod run;
 mod signals;
+mod spaces;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod thunks;
@@ -33,6 +37,8 @@ mod tlb;
 mod translate;
 mod used;
 mod vcpu;
+mod writers;
 mod x87;
 
+pub use contexts::PROCESSORS_MAX;
 pub use vcpu::{CpuError, Exit, Statistics, Vcpu, VcpuConfig};

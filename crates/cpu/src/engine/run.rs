@@ -56,6 +56,9 @@ impl Vcpu {
 
     fn run_loop(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
         loop {
+            if std::mem::take(&mut self.contexts.paused) {
+                return Exit::Pause;
+            }
             self.settle(bus);
             if self.debugging.is_on() && self.debugger_stops() {
                 return Exit::Debugger;
@@ -83,6 +86,10 @@ impl Vcpu {
                 continue;
             }
             let mode = self.mode();
+            if self.runs_singly(mode) {
+                self.step(bus);
+                continue;
+            }
             self.tlb.enter_mode(&self.arena, mode);
             let left = (horizon - self.state().retired).min(self.stretch());
             self.horizon = self.state().retired + left;
@@ -92,6 +99,12 @@ impl Vcpu {
                 Err(exception) => self.raise(bus, exception),
             }
         }
+    }
+
+    /// What tells address spaces apart: where their top page table is.
+    fn root(&self) -> u64 {
+        let state = self.state();
+        if state.cr0 & x86::control::cr0::PG != 0 { state.cr3 & !0xfff } else { 0 }
     }
 
     fn interruptible(&self, bus: &dyn Bus) -> bool {
@@ -125,6 +138,8 @@ impl Vcpu {
             self.apply_disturbances(bus);
         }
         self.tlb.follow_epoch(&self.arena, bus.ram());
+        let (root, long) = (self.root(), self.state().long_mode());
+        self.tlb.enter_space(&self.arena, bus.ram(), root, long);
     }
 
     /// Drops code or translations now and then, and ends the coming stretch early.
@@ -147,10 +162,8 @@ impl Vcpu {
     fn apply_flush(&mut self, bus: &mut dyn Bus) {
         if self.flush.everything || self.flush.mode {
             self.tlb.clear_all(&self.arena, bus.ram());
-        } else if self.flush.non_global {
-            self.tlb.switch_space(&self.arena, true);
         }
-        // Single pages need nothing: the TLB is coherent.
+        // Single pages and address spaces need nothing: the TLB is coherent.
         self.flush.clear();
     }
 
@@ -164,7 +177,7 @@ impl Vcpu {
                     bus.ram().remove_marks(d.page, Marks::CODE);
                 }
             }
-            if marks.any(Marks::TABLE_LEAF.with(Marks::TABLE_UPPER)) {
+            if marks.any(Marks::TABLE) {
                 self.tlb.table_written(&self.arena, bus.ram(), d);
             }
         }
@@ -206,6 +219,9 @@ impl Vcpu {
             Ok((done, keeps_rf, reloads_tf)) => {
                 let state = &mut self.hot().state;
                 state.retired += done.retired;
+                if !state.code64() {
+                    state.rip &= 0xffff_ffff;
+                }
                 if !keeps_rf {
                     state.rflags &= !flags::RF;
                 }
@@ -269,7 +285,7 @@ impl Vcpu {
         mode: Mode,
         virt: GuestVirt,
     ) -> Result<Option<GuestPhys>, Exception> {
-        match self.tlb.code(mode, virt) {
+        match self.tlb.code(&self.arena, mode, virt) {
             Some(page) => Ok(Some(page)),
             None => self.map_code(bus, mode, virt),
         }
@@ -282,14 +298,15 @@ impl Vcpu {
         mode: Mode,
         virt: GuestVirt,
     ) -> Result<Option<GuestPhys>, Exception> {
-        let state = &self.hot().state;
+        let state = self.state();
+        let long = state.long_mode();
         let found = walk::translate(state, bus.ram(), virt, Access::fetch(state))?;
         let page = found.phys.page_base();
         if bus.ram().page_index(page).is_none() {
             return Ok(None);
         }
         let id = self.blocks.page_id(virt.page(), page.page(), mode);
-        let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global };
+        let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global, long };
         self.tlb.fill_code(&self.arena, bus.ram(), mode, virt, page, id, &mapping);
         Ok(Some(page))
     }
@@ -425,6 +442,7 @@ impl Vcpu {
         let horizon = self.horizon;
         let hot = self.hot();
         hot.pending = bus.interrupt_pending() as u32;
+        hot.yields = bus.yields_at_pause() as u32;
         let offset = bus.tsc_offset();
         hot.tsc_linear = offset.is_some() as u32;
         hot.tsc_base = offset
@@ -584,6 +602,7 @@ impl Vcpu {
                 && let Some(page) = bus.ram().page_index(found.phys)
             {
                 shareable = false;
+                let long = state.long_mode();
                 let marks = bus.ram().marks(page);
                 let slow = write && marks.any(Marks::HOOKED) || marks.any(Marks::WATCHED);
                 if write && marks.any(Marks::HOOKED) {
@@ -593,7 +612,8 @@ impl Vcpu {
                     if write {
                         bus.ram().mark_dirty(page);
                     }
-                    let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global };
+                    let entries = &found.entries[..found.levels];
+                    let mapping = Mapping { entries, global: found.global, long };
                     self.tlb.fill_data(&self.arena, bus.ram(), mode, write, virt, page, &mapping);
                     if self.groups_stale(block) {
                         self.arrive_at(block, k);
@@ -692,11 +712,13 @@ impl Vcpu {
 
     fn resume_after(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId, k: u8, retired: u64) -> Next {
         let quiet = self.flush.is_empty()
+            && self.tlb.in_space(self.root())
             && !bus.ram().is_disturbed()
             && self.state().activity == Activity::Running
             && !bus.interrupt_pending()
             && bus.horizon().count() >= self.horizon
             && !self.debugging.has_hit()
+            && !self.contexts.paused
             && !debug::debug_traps_armed(self.state());
         if !quiet || self.mode() != mode {
             return Next::Loop;

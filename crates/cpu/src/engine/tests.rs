@@ -1,8 +1,11 @@
 //! Small guest programs, run by the engine. Each is assembled by iced, placed in RAM with paging
 //! off or identity-mapped, and ends in HLT.
 
+mod contexts;
 mod found;
+mod modes;
 
+use super::contexts::PROCESSORS_MAX;
 use super::vcpu::{Exit, Vcpu, VcpuConfig};
 use crate::{Bus, CpuState};
 use base::{GuestPhys, Position};

@@ -109,7 +109,7 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
     asm.bytes(&[0x49, 0xc1, 0xeb, 12]); // shr r11, 12
     asm.bytes(&[0x41, 0x81, 0xe3]); // and r11d, entries - 1
     asm.bytes(&(SPILL_ENTRIES as u32 - 1).to_le_bytes());
-    asm.bytes(&[0x41, 0xc1, 0xe3, size_of::<SpillEntry>().trailing_zeros() as u8]); // shl r11d, 5
+    asm.bytes(&[0x41, 0xc1, 0xe3, size_of::<SpillEntry>().trailing_zeros() as u8]); // shl r11d, 4
     asm.mov(Width::W64, Reg::RAX, Reg::R10);
     asm.bytes(&[0x48, 0x25, 0, 0xf0, 0xff, 0xff]); // and rax, -4096
     asm.op_load_add(Reg::RAX, Mem::abs(table + Field::generation(write)));
@@ -120,14 +120,8 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
     const { assert!(TLB_ENTRIES == 256) };
     asm.movzx8(Reg::R10, Reg::R10);
     asm.store(Width::W64, Mem::table(tlb + Field::TAG, Reg::R10), Reg::RAX);
-    for (from, to) in [
-        (offset_of!(SpillEntry, addend), Field::ADDEND),
-        (offset_of!(SpillEntry, leaf), Field::LEAF),
-        (offset_of!(SpillEntry, page), Field::PAGE),
-    ] {
-        asm.load(Width::W64, Reg::RAX, part(from as u32));
-        asm.store(Width::W64, Mem::table(tlb + to, Reg::R10), Reg::RAX);
-    }
+    asm.load(Width::W64, Reg::RAX, part(offset_of!(SpillEntry, addend) as u32));
+    asm.store(Width::W64, Mem::table(tlb + Field::ADDEND, Reg::R10), Reg::RAX);
     restore(asm, base);
     asm.jmp_mem(field(Field::RETRY));
     asm.bind32(crossing);

@@ -4,47 +4,60 @@
 //! a mark, so that any store to it is heard of ([`memory::Disturbance`]); a changed present entry
 //! drops what was derived from it. So Accessed and Dirty bits, faults and contents are a function
 //! of what the guest did and never of what happened to be cached: dropping the tables at any
-//! position changes nothing. It also means that INVLPG and CR3 loads have nothing to find stale.
+//! position changes nothing. It also means that INVLPG and CR3 loads have nothing to find stale,
+//! and that translations of many address spaces can be kept: see [`super::spaces`].
 //!
-//! Marks cost the guest a slow store, so they go away again: a leaf table that nothing cached
-//! comes from any more loses its mark after a few stores, and dropping everything drops all marks.
+//! Two levels: small direct-mapped tables for the current address space, which emitted code checks
+//! in line; behind them tables tagged by address space, which emitted code searches on a miss
+//! (`thunks`) and, for code pages, the run loop.
+//!
+//! What a store to a page table drops is found by virtual address ([`super::tables`]). What marking
+//! a page (as code or page table) drops is found by noting for each page where it is written
+//! through: one user and one kernel address are remembered, and two of a kind drop all writes.
 
 use super::arena::Arena;
 use super::blocks::{Mode, PageId, empty_jump};
 use super::hot::{
-    CODE_SLOTS, DataTlb, GLOBAL, Hot, ModeSet, SETS, SPILL_ENTRIES, SpillEntry, TLB_ENTRIES, code_slot,
-    empty_tag, tlb_slot,
+    CODE_SLOTS, DataTlb, Hot, SETS, SPILL_ENTRIES, SpillEntry, TLB_ENTRIES, code_slot, empty_tag, tlb_slot,
 };
-use base::{GuestPhys, GuestVirt};
+use super::spaces::{KINDS, Kind, Spaces};
+use super::tables::{Range, Tables, Written};
+use super::writers::Writers;
+use base::{GuestPhys, GuestVirt, PAGE_SIZE};
 use memory::{Disturbance, Marks, Ram};
-use std::collections::HashMap;
 
-const NO_LEAF: u64 = u64::MAX;
 /// Index of the tables for writes in a mode set.
-const WRITE: usize = 1;
-/// Generations of spill entries run from 1 to this.
-const GENERATION_MAX: u64 = 0xfff;
-/// Stores to a marked table after which it is asked whether the mark still serves.
-const PATIENCE: u32 = 8;
+const WRITE: usize = Kind::Write as usize;
+/// Entries of the tagged table of code pages.
+const CODE_ENTRIES: usize = 4096;
+/// Pages from which on a range is dropped by giving everything a new generation.
+const LARGE_RANGE: u64 = 2048;
 
 /// What stands behind a code slot.
-#[derive(Clone, Copy)]
-pub struct CodeSide {
-    /// The virtual page.
-    pub virt_page: u64,
-    /// The guest physical page.
-    pub phys_page: u64,
-    leaf: u64,
-    global: bool,
+#[derive(Clone, Copy, Default)]
+struct CodeSide {
+    virt_page: u64,
+    phys_page: u64,
+}
+
+/// A code page kept beside the direct-mapped table.
+#[derive(Clone, Copy, Default)]
+struct CodeEntry {
+    /// Address of the page, plus generation; 0: none.
+    key: u64,
+    phys_page: u64,
+    id: PageId,
+    set: u8,
 }
 
 struct SetSide {
     code: Box<[CodeSide; CODE_SLOTS]>,
     mode: Mode,
+    /// The direct-mapped tables may hold something.
     used: bool,
+    /// They may hold what is not global, in the kernel's own set.
+    local: bool,
 }
-
-const EMPTY_CODE: CodeSide = CodeSide { virt_page: u64::MAX, phys_page: 0, leaf: NO_LEAF, global: false };
 
 /// A translation ready to be cached.
 pub struct Mapping<'a> {
@@ -52,14 +65,18 @@ pub struct Mapping<'a> {
     pub entries: &'a [GuestPhys],
     /// Survives a CR3 load.
     pub global: bool,
+    /// Four levels of 8-byte entries (IA-32e paging).
+    pub long: bool,
 }
 
 /// The Rust side of all mode sets.
 pub struct Tlb {
     sets: Vec<SetSide>,
+    spaces: Spaces,
+    tables: Tables,
+    writers: Writers,
+    code: Box<[CodeEntry]>,
     epoch: u64,
-    marked: Vec<u32>,
-    stores: HashMap<u32, u32>,
     /// How often translations were dropped, one or many.
     pub drops: u64,
     /// Data-TLB fills, for profiles.
@@ -69,14 +86,23 @@ pub struct Tlb {
 impl Tlb {
     /// Empty tables; also makes the arena's tables empty.
     pub fn new(arena: &Arena) -> Self {
-        let sets = (0..SETS)
-            .map(|_| SetSide { code: Box::new([EMPTY_CODE; CODE_SLOTS]), mode: Mode::default(), used: true })
-            .collect();
-        let mut tlb = Self { sets, epoch: 0, marked: Vec::new(), stores: HashMap::new(), drops: 0, fills: 0 };
+        let code = || Box::new([CodeSide::default(); CODE_SLOTS]);
+        let side = || SetSide { code: code(), mode: Mode::default(), used: true, local: false };
+        let mut tlb = Self {
+            sets: (0..SETS).map(|_| side()).collect(),
+            spaces: Spaces::new(),
+            tables: Tables::default(),
+            writers: Writers::default(),
+            code: vec![CodeEntry::default(); CODE_ENTRIES].into_boxed_slice(),
+            epoch: 0,
+            drops: 0,
+            fills: 0,
+        };
         for set in 0..SETS {
-            tlb.clear_set(hot(arena), set);
+            tlb.clear_set(arena, set);
             hot(arena).sets[set].jump[0] = empty_jump(0);
         }
+        tlb.show_generations(arena);
         tlb
     }
 
@@ -84,11 +110,11 @@ impl Tlb {
     pub fn enter_mode(&mut self, arena: &Arena, mode: Mode) {
         let set = mode.set();
         if self.sets[set].mode != mode {
-            self.clear_set(hot(arena), set);
+            self.clear_set(arena, set);
+            KINDS.into_iter().for_each(|kind| self.renew(arena, kind));
             self.clear_jumps(arena, set);
             self.sets[set].mode = mode;
         }
-        self.sets[set].used = true;
     }
 
     /// Makes the tables follow a new dirty epoch: nothing may be written unnoticed.
@@ -97,13 +123,7 @@ impl Tlb {
             return;
         }
         self.epoch = ram.epoch();
-        self.drops += 1;
-        for set in &mut hot(arena).sets {
-            for slot in 0..TLB_ENTRIES {
-                drop_entry(&mut set.data[WRITE], slot);
-            }
-            drop_spill(set, WRITE);
-        }
+        self.drop_writes(arena);
     }
 
     /// Caches the translation of the page of `address` to RAM page `page` for reads or, where the
@@ -120,8 +140,7 @@ impl Tlb {
         mapping: &Mapping,
     ) {
         self.fills += 1;
-        self.sets[mode.set()].used = true;
-        self.mark_tables(arena, ram, mapping);
+        self.note_tables(arena, ram, address, mapping);
         let marks = ram.marks(page);
         // Marking the tables may just have marked this very page.
         let allowed = if write {
@@ -133,20 +152,22 @@ impl Tlb {
             return;
         }
         let virt = address.page_base().0;
-        let set = &mut hot(arena).sets[mode.set()];
+        if write {
+            self.writers.note(page, virt);
+        }
+        let number = mode.set();
+        let set = &mut hot(arena).sets[number];
         let addend = (ram.host_page(page) as u64).wrapping_sub(virt);
-        let info = page as u64 | if mapping.global { GLOBAL } else { 0 };
         let slot = tlb_slot(address.page());
         let table = &mut set.data[write as usize];
         table.tag[slot] = virt.wrapping_neg();
         table.addend[slot] = addend;
-        table.leaf[slot] = leaf(mapping);
-        table.page[slot] = info;
-        // The kernel's spill entries outlive a CR3 load, so only global ones go there.
-        if mode.set() != 0 || mapping.global {
-            let generation = set.generation[write as usize];
-            set.spill[write as usize][address.page() as usize % SPILL_ENTRIES] =
-                SpillEntry { key: virt + generation, addend, leaf: leaf(mapping), page: info };
+        self.sets[number].used = true;
+        if lasting(number, virt, mapping) {
+            let key = virt + set.generation[write as usize];
+            set.spill[write as usize][spill_slot(address.page())] = SpillEntry { key, addend };
+        } else {
+            self.sets[number].local = true;
         }
     }
 
@@ -162,150 +183,193 @@ impl Tlb {
         id: PageId,
         mapping: &Mapping,
     ) {
-        self.sets[mode.set()].used = true;
-        self.mark_tables(arena, ram, mapping);
-        let slot = code_slot(virt.page());
-        hot(arena).sets[mode.set()].code_page[slot] = id;
-        self.sets[mode.set()].code[slot] = CodeSide {
-            virt_page: virt.page(),
-            phys_page: phys.page(),
-            leaf: leaf(mapping),
-            global: mapping.global,
-        };
-    }
-
-    /// The cached physical page behind a virtual page for execution.
-    pub fn code(&self, mode: Mode, virt: GuestVirt) -> Option<GuestPhys> {
-        let side = &self.sets[mode.set()].code[code_slot(virt.page())];
-        (side.virt_page == virt.page()).then_some(GuestPhys(side.phys_page << 12))
-    }
-
-    fn mark_tables(&mut self, arena: &Arena, ram: &mut Ram, mapping: &Mapping) {
-        let Some((leaf, uppers)) = mapping.entries.split_last() else { return };
-        self.mark_page(arena, ram, *leaf, Marks::TABLE_LEAF);
-        for upper in uppers {
-            self.mark_page(arena, ram, *upper, Marks::TABLE_UPPER);
+        self.note_tables(arena, ram, virt, mapping);
+        let set = mode.set();
+        self.show_code(arena, set, virt.page(), phys.page(), id);
+        if lasting(set, virt.0, mapping) {
+            let key = virt.page_base().0 + self.spaces.generation(set, Kind::Code);
+            let entry = CodeEntry { key, phys_page: phys.page(), id, set: set as u8 };
+            self.code[virt.page() as usize % CODE_ENTRIES] = entry;
+        } else {
+            self.sets[set].local = true;
         }
     }
 
-    fn mark_page(&mut self, arena: &Arena, ram: &mut Ram, entry: GuestPhys, mark: Marks) {
-        let Some(page) = ram.page_index(entry) else { return };
-        if ram.marks(page).any(mark) {
-            return;
+    fn show_code(&mut self, arena: &Arena, set: usize, virt_page: u64, phys_page: u64, id: PageId) {
+        let slot = code_slot(virt_page);
+        hot(arena).sets[set].code_page[slot] = id;
+        self.sets[set].code[slot] = CodeSide { virt_page, phys_page };
+        self.sets[set].used = true;
+    }
+
+    /// The cached physical page behind a virtual page for execution, which emitted code is told of
+    /// too.
+    pub fn code(&mut self, arena: &Arena, mode: Mode, virt: GuestVirt) -> Option<GuestPhys> {
+        let (set, page) = (mode.set(), virt.page());
+        let slot = code_slot(page);
+        let side = self.sets[set].code[slot];
+        if side.virt_page == page && hot(arena).sets[set].code_page[slot] != 0 {
+            return Some(GuestPhys(side.phys_page << 12));
         }
-        ram.add_marks(page, mark);
-        self.marked.push(page as u32);
-        self.forbid_writes(arena, page);
+        let entry = self.code[page as usize % CODE_ENTRIES];
+        let key = virt.page_base().0 + self.spaces.generation(set, Kind::Code);
+        if entry.key != key || entry.set as usize != set {
+            return None;
+        }
+        self.show_code(arena, set, page, entry.phys_page, entry.id);
+        Some(GuestPhys(entry.phys_page << 12))
+    }
+
+    fn note_tables(&mut self, arena: &Arena, ram: &mut Ram, virt: GuestVirt, mapping: &Mapping) {
+        for (depth, entry) in mapping.entries.iter().enumerate() {
+            let Some(page) = ram.page_index(*entry) else { continue };
+            self.note_table(arena, ram, page, virt.0, mapping.long.then_some(depth));
+        }
+    }
+
+    fn note_table(&mut self, arena: &Arena, ram: &mut Ram, page: usize, virt: u64, depth: Option<usize>) {
+        if let Some(range) = self.tables.note(page, virt, depth, self.spaces.current_root()) {
+            self.drop_range(arena, range);
+        }
+        if !ram.marks(page).any(Marks::TABLE) {
+            ram.add_marks(page, Marks::TABLE);
+            self.forbid_writes(arena, page);
+        }
     }
 
     /// Drops write translations of a page that has just been marked.
     pub fn forbid_writes(&mut self, arena: &Arena, page: usize) {
-        self.drops += 1;
-        for (number, _) in self.sets.iter().enumerate().filter(|(_, s)| s.used) {
-            let set = &mut hot(arena).sets[number];
-            for slot in 0..TLB_ENTRIES {
-                if set.data[WRITE].page[slot] & !GLOBAL == page as u64 {
-                    drop_entry(&mut set.data[WRITE], slot);
+        match self.writers.take(page) {
+            Some(addresses) => {
+                for virt in addresses.into_iter().flatten() {
+                    self.drops += 1;
+                    for set in 0..SETS {
+                        drop_data(&mut hot(arena).sets[set], WRITE, virt);
+                    }
                 }
             }
-            drop_spill(set, WRITE);
+            None => self.drop_writes(arena),
         }
     }
 
     /// Acts on a store to a marked page-table page.
     pub fn table_written(&mut self, arena: &Arena, ram: &mut Ram, d: Disturbance) {
-        let marks = ram.marks(d.page);
-        let stores = self.stores.entry(d.page as u32).or_insert(0);
-        *stores += 1;
-        let tired = *stores >= PATIENCE;
         // Bit 32 is the present bit of a 4-byte entry in the word's upper half.
         let was_present = d.old_word.is_none_or(|old| old & (1 | 1 << 32) != 0);
-        if marks.any(Marks::TABLE_UPPER) && (was_present || tired) {
-            self.clear_all(arena, ram);
+        match self.tables.written(d.page, d.offset as usize, d.len as usize, was_present) {
+            Written::Nothing => {}
+            Written::Range(range) => self.drop_range(arena, range),
+            Written::Retire(range) => {
+                self.drop_range(arena, range);
+                ram.remove_marks(d.page, Marks::TABLE);
+            }
+            Written::Unknown => self.clear_all(arena, ram),
+        }
+    }
+
+    /// Drops what is cached of a range, in every address space.
+    fn drop_range(&mut self, arena: &Arena, range: Range) {
+        self.drops += 1;
+        if range.pages > LARGE_RANGE {
+            self.drop_large(arena, range);
             return;
         }
-        let table = ram.page_address(d.page).0;
-        if was_present {
-            let first = table + (d.offset as u64 & !7);
-            let last = table + d.offset as u64 + d.len as u64;
-            self.drop_leaf(arena, |leaf| leaf >= first && leaf < last);
-        }
-        if tired {
-            self.stores.remove(&(d.page as u32));
-            if !self.any_leaf(arena, |leaf| leaf & !0xfff == table) {
-                ram.remove_marks(d.page, Marks::TABLE_LEAF);
-                self.marked.retain(|p| *p != d.page as u32);
-            }
-        }
-    }
-
-    fn any_leaf(&self, arena: &Arena, wanted: impl Fn(u64) -> bool) -> bool {
-        self.sets.iter().enumerate().filter(|(_, s)| s.used).any(|(number, side)| {
-            let set = &hot(arena).sets[number];
-            set.data.iter().any(|table| table.leaf.iter().any(|leaf| wanted(*leaf)))
-                || side.code.iter().any(|c| wanted(c.leaf))
-                || set.spill.iter().zip(set.generation).any(|(spill, generation)| {
-                    spill.iter().any(|e| e.key & GENERATION_MAX == generation && wanted(e.leaf))
-                })
-        })
-    }
-
-    fn drop_leaf(&mut self, arena: &Arena, wanted: impl Fn(u64) -> bool) {
-        self.drops += 1;
-        for (number, side) in self.sets.iter_mut().enumerate().filter(|(_, s)| s.used) {
-            let set = &mut hot(arena).sets[number];
+        let Range { virt, pages, .. } = range;
+        let each = |n: u64| virt.wrapping_add(n * PAGE_SIZE as u64);
+        for set in &mut hot(arena).sets {
             for kind in 0..2 {
-                for slot in 0..TLB_ENTRIES {
-                    if wanted(set.data[kind].leaf[slot]) {
-                        drop_entry(&mut set.data[kind], slot);
-                    }
-                }
-                drop_spill(set, kind);
+                (0..pages).for_each(|n| drop_data(set, kind, each(n)));
             }
-            for (slot, c) in side.code.iter_mut().enumerate() {
-                if wanted(c.leaf) {
-                    *c = EMPTY_CODE;
-                    set.code_page[slot] = 0;
+        }
+        for address in (0..pages).map(each) {
+            let page = GuestVirt(address).page();
+            for (set, side) in self.sets.iter().enumerate() {
+                let slot = code_slot(page);
+                if side.code[slot].virt_page == page {
+                    hot(arena).sets[set].code_page[slot] = 0;
                 }
+            }
+            let entry = &mut self.code[page as usize % CODE_ENTRIES];
+            if entry.key & !0xfff == address {
+                entry.key = 0;
             }
         }
     }
 
-    /// After a CR3 load: only what is global in the kernel's own set stays.
-    pub fn switch_space(&mut self, arena: &Arena, keep_global: bool) {
-        self.drops += 1;
-        if !keep_global {
-            (0..SETS).for_each(|set| self.clear_set(hot(arena), set));
+    /// The same for a range too large to be looked through.
+    fn drop_large(&mut self, arena: &Arena, range: Range) {
+        let current = range.root == Some(self.spaces.current_root());
+        let Some(root) = range.root.filter(|_| range.is_low() || range.top && !current) else {
+            self.drop_everything(arena);
+            return;
+        };
+        if current {
+            self.clear_local(arena);
+        }
+        for kind in self.spaces.forget(root) {
+            self.wipe(arena, kind);
+        }
+        self.show_generations(arena);
+    }
+
+    /// Empties the direct-mapped tables but for what all address spaces share.
+    fn clear_local(&mut self, arena: &Arena) {
+        for set in 0..SETS {
+            if set != 0 || self.sets[0].local {
+                self.clear_set(arena, set);
+            }
+        }
+    }
+
+    /// Makes the address space of the page tables at `root` the current one; `long`: they are those
+    /// of IA-32e paging.
+    ///
+    /// What the kernel's own set keeps is right in the new space as well if the upper halves of the
+    /// two top tables are the same, Accessed bits included. From then on the new table is watched.
+    pub fn enter_space(&mut self, arena: &Arena, ram: &mut Ram, root: u64, long: bool) {
+        let old = self.spaces.current_root();
+        if old == root {
             return;
         }
-        (1..SETS).for_each(|set| self.clear_set(hot(arena), set));
-        let set = &mut hot(arena).sets[0];
-        let side = &mut self.sets[0];
-        for table in &mut set.data {
-            for slot in 0..TLB_ENTRIES {
-                if table.page[slot] & GLOBAL == 0 {
-                    drop_entry(table, slot);
-                }
-            }
+        self.drops += 1;
+        if !long || upper_half(ram, old) != upper_half(ram, root) {
+            self.drop_everything(arena);
         }
-        for (slot, c) in side.code.iter_mut().enumerate() {
-            if !c.global && c.virt_page != u64::MAX {
-                *c = EMPTY_CODE;
-                set.code_page[slot] = 0;
-            }
+        let wiped = self.spaces.enter(root);
+        wiped.into_iter().for_each(|kind| self.wipe(arena, kind));
+        self.clear_local(arena);
+        self.show_generations(arena);
+        if let (true, Some(page)) = (long, ram.page_index(GuestPhys(root))) {
+            self.note_table(arena, ram, page, 0, Some(0));
         }
+    }
+
+    /// Whether the address space of the page tables at `root` is the current one.
+    pub fn in_space(&self, root: u64) -> bool {
+        self.spaces.current_root() == root
     }
 
     /// Drops every translation, and with them every mark on page-table pages.
     pub fn clear_all(&mut self, arena: &Arena, ram: &mut Ram) {
+        self.drop_everything(arena);
+        for page in self.tables.take() {
+            ram.remove_marks(page, Marks::TABLE);
+        }
+    }
+
+    fn drop_everything(&mut self, arena: &Arena) {
+        (0..SETS).for_each(|set| self.clear_set(arena, set));
+        KINDS.into_iter().for_each(|kind| self.renew(arena, kind));
+    }
+
+    /// Drops all write translations.
+    fn drop_writes(&mut self, arena: &Arena) {
         self.drops += 1;
-        for set in 0..SETS {
-            self.clear_set(hot(arena), set);
+        self.writers.forget();
+        self.renew(arena, Kind::Write);
+        for set in &mut hot(arena).sets {
+            clear_data(&mut set.data[WRITE]);
         }
-        for page in self.marked.drain(..) {
-            ram.remove_marks(page as usize, Marks::TABLE_LEAF.with(Marks::TABLE_UPPER));
-        }
-        self.stores.clear();
     }
 
     /// Empties every jump cache, after the code they lead to is gone.
@@ -321,42 +385,88 @@ impl Tlb {
         jump[0] = empty_jump(0);
     }
 
-    fn clear_set(&mut self, hot: &mut Hot, set: usize) {
-        self.drops += 1;
+    /// Empties the direct-mapped tables of a set.
+    fn clear_set(&mut self, arena: &Arena, set: usize) {
         let side = &mut self.sets[set];
         if !side.used {
             return;
         }
-        side.used = false;
-        side.code.fill(EMPTY_CODE);
-        let tables = &mut hot.sets[set];
-        for kind in 0..2 {
-            for slot in 0..TLB_ENTRIES {
-                drop_entry(&mut tables.data[kind], slot);
-            }
-            drop_spill(tables, kind);
-        }
+        (side.used, side.local) = (false, false);
+        self.drops += 1;
+        let tables = &mut hot(arena).sets[set];
+        tables.data.iter_mut().for_each(clear_data);
         tables.code_page.fill(0);
     }
-}
 
-fn drop_entry(table: &mut DataTlb, slot: usize) {
-    table.tag[slot] = empty_tag(slot);
-    table.leaf[slot] = NO_LEAF;
-    table.page[slot] = !GLOBAL;
-}
+    /// Makes everything of one kind that is kept behind the direct-mapped tables invalid.
+    fn renew(&mut self, arena: &Arena, kind: Kind) {
+        self.drops += 1;
+        if self.spaces.renew(kind) {
+            self.wipe(arena, kind);
+        }
+        self.show_generations(arena);
+    }
 
-/// Drops every spill entry of one kind by giving live ones another generation.
-fn drop_spill(set: &mut ModeSet, kind: usize) {
-    set.generation[kind] += 1;
-    if set.generation[kind] > GENERATION_MAX {
-        set.generation[kind] = 1;
-        set.spill[kind].fill(SpillEntry { key: 0, addend: 0, leaf: NO_LEAF, page: !GLOBAL });
+    /// Generations of a kind begin anew: no entry may bear an old one.
+    fn wipe(&mut self, arena: &Arena, kind: Kind) {
+        match kind {
+            Kind::Code => self.code.fill(CodeEntry::default()),
+            Kind::Read | Kind::Write => {
+                for set in &mut hot(arena).sets {
+                    set.spill[kind as usize].fill(SpillEntry { key: 0, addend: 0 });
+                }
+            }
+        }
+    }
+
+    fn show_generations(&self, arena: &Arena) {
+        for (number, set) in hot(arena).sets.iter_mut().enumerate() {
+            for kind in [Kind::Read, Kind::Write] {
+                set.generation[kind as usize] = self.spaces.generation(number, kind);
+            }
+        }
     }
 }
 
-fn leaf(mapping: &Mapping) -> u64 {
-    mapping.entries.last().map_or(NO_LEAF, |e| e.0)
+/// Whether a translation may be kept beyond a change of address space. The kernel's own set keeps
+/// what is global and beyond the reach of programs; what it keeps serves all address spaces.
+fn lasting(set: usize, virt: u64, mapping: &Mapping) -> bool {
+    set != 0 || mapping.global && (virt as i64) < 0
+}
+
+/// The entries of a top table for the kernel's half of the address space.
+fn upper_half(ram: &Ram, root: u64) -> Option<&[u8]> {
+    let page = ram.page_index(GuestPhys(root))?;
+    Some(&ram.page_bytes(page)[PAGE_SIZE / 2..])
+}
+
+fn spill_slot(page: u64) -> usize {
+    page as usize % SPILL_ENTRIES
+}
+
+/// Drops a page from the tables of one kind.
+fn drop_data(set: &mut super::hot::ModeSet, kind: usize, virt: u64) {
+    let page = GuestVirt(virt).page();
+    let slot = tlb_slot(page);
+    if set.data[kind].tag[slot] == virt.wrapping_neg() {
+        set.data[kind].tag[slot] = empty_tag(slot);
+    }
+    let spilled = &mut set.spill[kind][spill_slot(page)];
+    if spilled.key & !0xfff == virt {
+        spilled.key = 0;
+    }
+}
+
+fn clear_data(table: &mut DataTlb) {
+    table.tag = const {
+        let mut empty = [0; TLB_ENTRIES];
+        let mut slot = 0;
+        while slot < TLB_ENTRIES {
+            empty[slot] = empty_tag(slot);
+            slot += 1;
+        }
+        empty
+    };
 }
 
 #[allow(clippy::mut_from_ref)]

@@ -11,6 +11,7 @@
 use super::asm::{Mem, Reg, Width};
 use super::blocks::{Block, BlockId, BlockKey, Exit, Insn, Mode};
 use super::classify::{Class, classify};
+use super::contexts;
 use super::emit::{Emitter, guest_of};
 use super::groups::{Grouping, Plan};
 use super::hot::Field;
@@ -244,7 +245,12 @@ impl Translator {
             return true;
         }
         let done = match d.class {
-            Class::Hint => Ok(()),
+            Class::Hint => {
+                if instr.mnemonic() == Mnemonic::Pause {
+                    contexts::emit_pause(e);
+                }
+                Ok(())
+            }
             Class::Registers => self.rewriter.registers(e, instr, d.used, bytes),
             Class::Memory => self.rewriter.memory(e, instr, d.used),
             Class::Lea => {

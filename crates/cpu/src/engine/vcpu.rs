@@ -3,6 +3,7 @@
 use super::arena::Arena;
 use super::asm::Asm;
 use super::blocks::{Blocks, Mode};
+use super::contexts::{Contexts, PROCESSORS_MAX};
 use super::debugging::Debugging;
 use super::hot::Hot;
 use super::thunks::{self, Thunks};
@@ -46,6 +47,9 @@ pub enum CpuError {
         /// What was asked for.
         bytes: usize,
     },
+    /// Too many processors, or none.
+    #[error("{0} processors are outside of 1 to {PROCESSORS_MAX}")]
+    Processors(u32),
     /// The host lacks instructions the model promises or the engine needs.
     #[error("this host's processor lacks {}; choose another --cpu model or another host", .0.join(", "))]
     HostLacks(Vec<&'static str>),
@@ -60,6 +64,8 @@ pub enum Exit {
     Halted,
     /// Triple fault.
     Shutdown,
+    /// PAUSE, while the bus [gives way](crate::Bus::yields_at_pause) at it.
+    Pause,
     /// A debugger's breakpoint or watchpoint; see `Vcpu::set_breakpoints` and `Vcpu::set_watches`.
     Debugger,
 }
@@ -74,7 +80,7 @@ pub struct Statistics {
     pub interpreted: u64,
 }
 
-/// A virtual processor.
+/// A virtual processor, or several that take turns (see `contexts`).
 pub struct Vcpu {
     pub(super) arena: Arena,
     pub(super) thunks: Thunks,
@@ -95,6 +101,7 @@ pub struct Vcpu {
     /// The last TLB miss in translated code and how often it was filled for: see `run`.
     pub(super) last_miss: Miss,
     pub(super) chaos: Option<u64>,
+    pub(super) contexts: Contexts,
     pub(super) debugging: Debugging,
     pub(super) interpret_all: bool,
     pub statistics: Statistics,
@@ -119,6 +126,9 @@ impl Vcpu {
     pub fn new(config: VcpuConfig) -> Result<Self, CpuError> {
         if !(1 << 20..=1 << 30).contains(&config.code_cache_bytes) {
             return Err(CpuError::CacheSize { bytes: config.code_cache_bytes });
+        }
+        if !(1..=PROCESSORS_MAX).contains(&config.model.processors) {
+            return Err(CpuError::Processors(config.model.processors));
         }
         let host = crate::host_features();
         let mut missing = config.model.host_missing(&host);
@@ -146,8 +156,9 @@ impl Vcpu {
             tlb,
             translator: Translator::new(v3),
             info: InstructionInfoFactory::new(),
-            model: config.model,
             flush: Flush::default(),
+            contexts: Contexts::new(config.model.processors),
+            model: config.model,
             bounce_code,
             horizon: 0,
             x87_in_host: false,

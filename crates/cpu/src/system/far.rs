@@ -1,9 +1,10 @@
 //! Far jumps, calls and returns (Intel SDM vol. 2A CALL, JMP; vol. 2B RET; vol. 3A, 5.8).
 //!
-//! Code segments, conforming and not, and the 64-bit call gates of IA-32e mode are done in full.
-//! Outside IA-32e mode call gates, task gates and task state segments are refused with
-//! #GP(selector): no system that the machine boots uses them there.
+//! Code segments, conforming and not, and call gates are done in full. Task gates and task state
+//! segments are refused with #GP(selector): there are no task switches, which no system that the
+//! machine boots uses.
 
+use super::gate;
 use super::interrupt::load_stack;
 use super::operand::read_far;
 use super::{Done, Outcome, load_real_segment, next_rip};
@@ -59,7 +60,11 @@ fn transfer(core: &mut Core, instr: &Instruction, size: usize, call: bool) -> Do
     }
     let target = core.read_descriptor(selector, vector::GP)?;
     if target.is_system() {
-        return through_gate(core, target, back, call);
+        return if core.state.long_mode() {
+            through_gate(core, target, back, call)
+        } else {
+            gate::transfer(core, &target, back, call)
+        };
     }
     let rpl = (selector & 3) as u8;
     enter_segment(core, target, rpl, offset, call.then_some((back, size)))
@@ -100,7 +105,7 @@ fn enter_segment(
 fn through_gate(core: &mut Core, gate: Descriptor, back: u64, call: bool) -> Done {
     let gate_code = selector_error(gate.segment.selector);
     let gate_fault = Err(Exception::gp(gate_code));
-    if !core.state.long_mode() || gate.segment.kind() != system_type::CALL_GATE {
+    if gate.segment.kind() != system_type::CALL_GATE {
         return gate_fault;
     }
     let upper = core.read_upper(&gate)?;

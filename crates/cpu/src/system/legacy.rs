@@ -1,7 +1,7 @@
 //! Instructions that 64-bit mode gave up (PUSHA, POPA, BOUND, decimal adjustment, SALC), and
 //! ENTER, LEAVE and XLAT, which it kept (Intel SDM vol. 2).
 
-use super::operand::{address, effective_offset, operand_segment, read_register};
+use super::operand::{address, address_bits, effective_offset, operand_segment, read_register};
 use super::{Done, Outcome};
 use crate::core::{Core, Intent, mask};
 use iced_x86::{Code, Instruction, Mnemonic as M};
@@ -71,7 +71,7 @@ fn bound(core: &mut Core, instr: &Instruction) -> Done {
     let size = register.size();
     let segment = operand_segment(core, instr);
     let lower_at = effective_offset(core, instr, 0);
-    let upper_at = lower_at.wrapping_add(size as u64) & 0xffff_ffff;
+    let upper_at = lower_at.wrapping_add(size as u64) & mask(address_bits(core, instr));
     let signed = |value: u64| ((value << (64 - 8 * size)) as i64) >> (64 - 8 * size);
     let at = core.linear(segment, lower_at, size, false)?;
     let lower = signed(core.read_uint(at, size, Intent::Explicit)?);

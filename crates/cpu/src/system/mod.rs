@@ -12,6 +12,7 @@ mod control;
 mod far;
 mod fast_call;
 mod flags;
+mod gate;
 mod identify;
 mod interrupt;
 mod legacy;
@@ -30,7 +31,7 @@ use crate::core::{Core, mask};
 use crate::{gather, string};
 use iced_x86::{Code, Instruction, Mnemonic};
 use x86::control::cr0;
-use x86::{Exception, SegmentIndex};
+use x86::{Exception, Segment, SegmentIndex};
 
 /// How execution goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,9 +69,11 @@ impl Outcome {
 /// What every family's handler returns.
 pub(crate) type Done = Result<Outcome, Exception>;
 
-/// The instruction pointer after `instr`, as wide as the code segment makes it.
+/// The instruction pointer after `instr`. In 16-bit code it may leave the first 64 KiB, where the
+/// limit usually stops it.
 pub(crate) fn next_rip(core: &Core, instr: &Instruction) -> u64 {
-    core.state.rip.wrapping_add(instr.len() as u64) & mask(core.state.code_bits())
+    let width = if core.state.code64() { 64 } else { 32 };
+    core.state.rip.wrapping_add(instr.len() as u64) & mask(width)
 }
 
 /// #GP(0) unless at CPL 0.
@@ -244,9 +247,18 @@ pub(crate) fn inhibit_next(core: &mut Core) {
     core.state.shadow_at = core.state.retired.wrapping_add(1);
 }
 
-/// Loads a segment register of real mode.
+/// Loads a segment register in real mode: selector and base. Limit and attributes stay what the
+/// last protected-mode load made them ("unreal mode"; SDM vol. 3A, 9.9.2), but for a register that
+/// was null there, which becomes what it is after reset.
 pub(crate) fn load_real_segment(core: &mut Core, index: SegmentIndex, selector: u16) {
     let seg = &mut core.state.seg[index as usize];
+    if seg.attributes & Segment::PRESENT == 0 {
+        *seg = Segment {
+            limit: 0xffff,
+            attributes: Segment::PRESENT | Segment::CODE_OR_DATA | 3,
+            ..Segment::default()
+        };
+    }
     seg.selector = selector;
     seg.base = (selector as u64) << 4;
 }

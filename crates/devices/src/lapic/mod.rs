@@ -298,7 +298,10 @@ impl LocalApic {
                 return self.accept_vector(cx, message.vector, message.level);
             }
             DeliveryMode::Nmi => ProcessorSignal::Nmi,
-            DeliveryMode::Init => ProcessorSignal::Init,
+            DeliveryMode::Init => {
+                self.init();
+                ProcessorSignal::Init
+            }
             DeliveryMode::StartUp => ProcessorSignal::StartUp { vector: message.vector },
             // ExtINT by message would need an INTA cycle to the 8259s, which LINT0 already has.
             DeliveryMode::Smi | DeliveryMode::Reserved | DeliveryMode::ExtInt => return,

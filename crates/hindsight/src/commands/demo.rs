@@ -109,6 +109,7 @@ fn plan(guest: SmallGuest) -> GuestPlan {
         clock: Clock::Virtual,
         seed: 0,
         reset: OnReset::Exit,
+        debug_ports: false,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod debug;
 mod demo;
+mod explore;
 mod guest;
 mod live;
 mod recordings;
@@ -19,6 +20,7 @@ pub fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Demo(options) => demo::demo(&options),
         Command::Run(options) => run::run(&options),
         Command::Record(options) => run::record(&options),
+        Command::Explore(options) => explore::explore(&options),
         Command::Replay(options) => run::replay(&options),
         Command::Debug(options) => debug::debug(&options),
         Command::Info(options) => recordings::info(&options),

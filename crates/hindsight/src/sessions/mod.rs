@@ -124,6 +124,7 @@ impl Machine for Sessions {
             state_hash: session.state_hash().map_err(Failure::host)?.combined().to_string(),
             exit,
             job_status: audience.job_status(),
+            debug_exit: None,
             note,
         };
         Ok((outcome, figures))
@@ -188,6 +189,7 @@ fn guest_of(plan: &GuestPlan) -> Result<Guest, Failure> {
             }
         },
         reboots: plan.reset == OnReset::Continue,
+        debug_ports: plan.debug_ports,
     })
 }
 
@@ -199,10 +201,12 @@ fn outcome(session: &mut Session, seat: &LiveSeat, ended: Ended) -> Result<Outco
         guest_ns: now.time.ns(),
         state_hash: session.state_hash().map_err(Failure::host)?.combined().to_string(),
         job_status: seat.job_status(),
+        debug_exit: if let Ended::DebugExit(value) = ended { Some(value) } else { None },
         note: (ended == Ended::Halted).then(|| halted.to_owned()),
         exit: match ended {
             Ended::PowerOff | Ended::Halted if seat.job_status().is_some() => Exit::Command,
             Ended::PowerOff | Ended::Halted => Exit::Poweroff,
+            Ended::DebugExit(_) => Exit::DebugExit,
             Ended::Reset => Exit::Reset,
             Ended::Panic => Exit::Panic,
             Ended::TripleFault => Exit::TripleFault,
@@ -224,6 +228,7 @@ fn end_reason(exit: Exit) -> EndReason {
         Exit::Reset => EndReason::Reset,
         Exit::Timeout => EndReason::Timeout,
         Exit::Interrupted => EndReason::Interrupted,
+        Exit::DebugExit => EndReason::DebugExit,
         Exit::Diverged | Exit::EndOfRecording => EndReason::Failed,
     }
 }

@@ -9,7 +9,7 @@ use gdb::{
 use recording::Bookmarks;
 use timeline::{Hit, Pause, ReplayError, Travel, Until, WatchRange};
 
-/// History in gdb's terms. There is one processor.
+/// History in gdb's terms.
 pub struct History(pub Travel);
 
 fn failed(error: impl ToString) -> TargetError {
@@ -34,6 +34,15 @@ fn watch_range(watch: &Watchpoint) -> WatchRange {
 }
 
 impl History {
+    fn processor(&self) -> &cpu::Vcpu {
+        self.0.session().machine().processor()
+    }
+
+    fn number(&self, cpu: CpuId) -> Result<u32, TargetError> {
+        let number = u32::try_from(cpu).ok().filter(|number| *number < self.processor().cpus());
+        number.ok_or(TargetError::NoCpu(cpu))
+    }
+
     fn lines(&mut self, to: Position) -> Result<Vec<ConsoleLine>, TargetError> {
         let mut lines = Vec::new();
         let mut line = Vec::new();
@@ -76,13 +85,14 @@ impl History {
 
 impl Target for History {
     fn cpus(&self) -> usize {
-        1
+        self.processor().cpus() as usize
     }
 
-    fn activity(&self, _: CpuId) -> String {
-        let state = self.0.session().machine().processor().state();
-        match state.activity {
-            Activity::Running => "running",
+    fn activity(&self, cpu: CpuId) -> String {
+        let Ok(number) = self.number(cpu) else { return String::new() };
+        match self.processor().context(number).activity {
+            Activity::Running if number == self.processor().current_cpu() => "running",
+            Activity::Running => "waiting for its turn",
             Activity::Halted => "halted",
             Activity::Shutdown => "shut down",
             Activity::WaitForSipi => "waiting for its start",
@@ -91,19 +101,17 @@ impl Target for History {
     }
 
     fn registers(&mut self, cpu: CpuId) -> Result<Registers, TargetError> {
-        if cpu != 0 {
-            return Err(TargetError::NoCpu(cpu));
-        }
-        let processor = self.0.session().machine().processor();
-        Ok(registers_of(processor.state(), processor.linear_rip()))
+        let state = self.processor().context(self.number(cpu)?);
+        Ok(registers_of(state, state.linear_rip()))
     }
 
     fn write_registers(&mut self, _: CpuId, _: &Registers) -> Result<(), TargetError> {
         Err(read_only())
     }
 
-    fn read_virtual(&mut self, _: CpuId, at: GuestVirt, into: &mut [u8]) -> Result<usize, TargetError> {
-        self.read_pages(at.0, into, |virt| self.0.physical(GuestVirt(virt)))
+    fn read_virtual(&mut self, cpu: CpuId, at: GuestVirt, into: &mut [u8]) -> Result<usize, TargetError> {
+        let cpu = self.number(cpu)?;
+        self.read_pages(at.0, into, |virt| self.0.physical_for(cpu, GuestVirt(virt)))
     }
 
     fn read_physical(&mut self, at: GuestPhys, into: &mut [u8]) -> Result<usize, TargetError> {
@@ -166,7 +174,13 @@ impl Target for History {
             Direction::Forward => self.0.run_until(&until, interrupt),
             Direction::Back => self.0.run_back_until(&until, interrupt),
         };
-        let why = match pause.map_err(replay)? {
+        let pause = pause.map_err(replay)?;
+        let cpu = match (pause, direction) {
+            // It has made the access; the next instruction may be another's.
+            (Pause::Hit(Hit::Watch(..)), Direction::Forward) => self.0.session().machine().ran(),
+            _ => self.processor().current_cpu(),
+        };
+        let why = match pause {
             Pause::Hit(Hit::Breakpoint(at)) => Stopped::Breakpoint(GuestVirt(at)),
             Pause::Hit(Hit::Watch(number, address)) => {
                 Stopped::Watchpoint { kind: watched[number].kind, address }
@@ -183,7 +197,7 @@ impl Target for History {
             Pause::End => Stopped::End,
             Pause::Interrupted => Stopped::Interrupted,
         };
-        Ok(Stop { cpu: 0, why })
+        Ok(Stop { cpu: cpu as usize, why })
     }
 
     fn checkpoints(&mut self) -> Vec<Checkpoint> {

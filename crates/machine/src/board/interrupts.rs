@@ -15,6 +15,7 @@ impl Board {
         }
         self.irq.requests.clear();
         self.follow_external(now);
+        self.follow_others();
     }
 
     /// Brings a change of the 8259s' output to the boot processor's LINT0.
@@ -53,6 +54,8 @@ impl Board {
             Request::EndOfInterrupt { vector } => self.chipset.ioapic.end_of_interrupt(&mut cx, vector),
             Request::Processor { cpu, signal } => {
                 self.signals.push((cpu, signal));
+                // INIT has stopped the timer of another's local APIC.
+                self.refresh(Slot::LocalApic(cpu));
                 self.refresh_horizon();
             }
             Request::PowerOff => self.end(Ending::PowerOff),

@@ -9,6 +9,7 @@ mod chipset;
 mod deadlines;
 mod decode;
 mod interrupts;
+mod others;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -69,6 +70,14 @@ pub enum BoardError {
     /// RAM.
     #[error(transparent)]
     Ram(#[from] RamError),
+    /// Another number of processors than the board has places for.
+    #[error("the board has places for {board} processors and there are {processors}")]
+    Sockets {
+        /// Places.
+        board: u32,
+        /// Processors.
+        processors: u32,
+    },
     /// Too many processors, or none.
     #[error("{0} processors are out of range; pass --cpus 1 to {max}", max = BoardConfig::CPUS_MAX)]
     Cpus(u32),
@@ -101,6 +110,7 @@ pub struct Board {
     out: Box<dyn Outside + Send>,
     /// The processor that is running.
     current: usize,
+    others: others::Others,
     /// Level of the 8259s' output.
     external: bool,
     signals: Vec<(u32, ProcessorSignal)>,
@@ -126,6 +136,7 @@ impl Board {
             irq: IrqSink::default(),
             out,
             current: 0,
+            others: others::Others::default(),
             external: false,
             signals: Vec::new(),
             ending: None,
@@ -140,6 +151,7 @@ impl Board {
         self.signals.clear();
         self.ending = None;
         self.current = 0;
+        self.others = others::Others::default();
         self.irq.requests.clear();
         self.reset_devices();
     }
@@ -183,6 +195,11 @@ impl Board {
     pub fn set_current_cpu(&mut self, cpu: u32) {
         assert!(cpu < self.cpus());
         self.current = cpu as usize;
+    }
+
+    /// The processor that runs.
+    pub fn current_cpu(&self) -> u32 {
+        self.current as u32
     }
 
     /// What the guest did that ends the run, once.
@@ -332,7 +349,7 @@ impl Board {
     }
 
     fn refresh_horizon(&mut self) {
-        let stop_now = self.ending.is_some() || !self.signals.is_empty();
+        let stop_now = self.ending.is_some() || !self.signals.is_empty() || self.others.woken;
         self.horizon = match self.deadlines.earliest() {
             _ if stop_now => Position::START,
             Some(due) => self.clock.position_of(due),
@@ -464,6 +481,10 @@ impl Bus for Board {
         }
         let lapic = &mut self.chipset.lapics[self.current];
         lapic.interrupt_pending().then(|| lapic.acknowledge())
+    }
+
+    fn yields_at_pause(&self) -> bool {
+        self.gives_way()
     }
 
     fn horizon(&self) -> Position {

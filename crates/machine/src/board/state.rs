@@ -86,6 +86,7 @@ impl Board {
         self.current = state.current as usize;
         self.signals = state.signals.iter().map(|(cpu, signal)| (*cpu, (*signal).into())).collect();
         self.ending = state.ending;
+        self.others = super::others::Others::default();
         self.external = self.chipset.pic.output();
         self.refresh_all();
         Ok(())

@@ -10,7 +10,9 @@
 //! 0_9000  page tables             top of low RAM, downwards: the initrd
 //! ```
 
-use super::{BootError, long_mode};
+use super::bytes::{u16_at, u32_at, u64_at};
+use super::memory_map::memory_map;
+use super::{BootError, Guest, long_mode};
 use crate::layout;
 use base::{GuestPhys, PAGE_SIZE};
 use cpu::CpuState;
@@ -59,18 +61,6 @@ mod zero_page {
     pub const E820_TABLE: usize = 0x2d0;
 }
 
-/// What to boot.
-pub struct LinuxGuest<'a> {
-    /// The file, for messages.
-    pub kernel_path: &'a Path,
-    /// Its contents.
-    pub kernel: &'a [u8],
-    /// Contents of the initrd.
-    pub initrd: Option<&'a [u8]>,
-    /// The kernel's command line, without a terminating zero.
-    pub command_line: &'a str,
-}
-
 /// A checked setup header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BzImage {
@@ -84,22 +74,9 @@ pub struct BzImage {
     cmdline_max: usize,
 }
 
-fn u16_at(bytes: &[u8], offset: usize) -> u16 {
-    u16::from_le_bytes([bytes[offset], bytes[offset + 1]])
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> u32 {
-    u32::from(u16_at(bytes, offset)) | u32::from(u16_at(bytes, offset + 2)) << 16
-}
-
-fn u64_at(bytes: &[u8], offset: usize) -> u64 {
-    u64::from(u32_at(bytes, offset)) | u64::from(u32_at(bytes, offset + 4)) << 32
-}
-
 /// What else people pass by mistake, by the file's first bytes.
 fn other_format(kernel: &[u8]) -> Option<&'static str> {
-    let known: [(&[u8], &str); 6] = [
-        (b"\x7fELF", "it is an ELF file (a vmlinux?), not a bzImage"),
+    let known: [(&[u8], &str); 5] = [
         (b"\x1f\x8b", "it is a gzip file"),
         (b"\xfd7zXZ", "it is an xz file"),
         (b"\x28\xb5\x2f\xfd", "it is a zstd file"),
@@ -109,7 +86,17 @@ fn other_format(kernel: &[u8]) -> Option<&'static str> {
     known.into_iter().find(|(magic, _)| kernel.starts_with(magic)).map(|(_, what)| what)
 }
 
+/// Whether a file has a Linux setup header, whatever else is wrong with it.
+pub(super) fn is_bz_image(file: &[u8]) -> bool {
+    file.get(header::MAGIC..header::MAGIC + 4) == Some(b"HdrS")
+}
+
 impl BzImage {
+    /// One past the last byte it takes at its preferred address.
+    pub(super) fn end(&self) -> u64 {
+        self.pref_address.max(LOWEST_KERNEL).saturating_add(self.init_size)
+    }
+
     /// Checks a kernel file's header.
     pub fn parse(path: &Path, kernel: &[u8]) -> Result<Self, BootError> {
         let not = |why: &str| BootError::NotAKernel { path: path.to_owned(), why: why.to_owned() };
@@ -201,12 +188,12 @@ impl BzImage {
     }
 }
 
-fn mib_up(bytes: u64) -> u64 {
+pub(super) fn mib_up(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 
 /// Puts the guest into RAM and the processor at its entry. ACPI tables are the caller's.
-pub fn load(ram: &mut Ram, state: &mut CpuState, guest: &LinuxGuest) -> Result<(), BootError> {
+pub fn load(ram: &mut Ram, state: &mut CpuState, guest: &Guest) -> Result<(), BootError> {
     let image = BzImage::parse(guest.kernel_path, guest.kernel)?;
     let low = ram.size().min(LOW_RAM_MAX);
     let memory_mib = ram.size() >> 20;
@@ -260,47 +247,6 @@ fn zero_page(ram: &Ram, kernel: &[u8], initrd: Option<(u64, usize)>) -> Vec<u8> 
         put(entry + 16, &(range.kind as u32).to_le_bytes());
     }
     page
-}
-
-/// Kinds of memory in an E820 map (ACPI 6.5, table 15.9).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum MemoryKind {
-    /// RAM for the guest to use.
-    Usable = 1,
-    /// Not for use.
-    Reserved = 2,
-}
-
-/// An entry of the E820 map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryRange {
-    /// First address.
-    pub start: u64,
-    /// Bytes.
-    pub length: u64,
-    /// What it is.
-    pub kind: MemoryKind,
-}
-
-/// The memory map the guest is told, in order of address.
-pub fn memory_map(ram: &Ram) -> Vec<MemoryRange> {
-    let range = |start: u64, end: u64, kind| MemoryRange { start, length: end - start, kind };
-    let low = ram.size().min(LOW_RAM_MAX);
-    let acpi = layout::ACPI_AREA;
-    let mut map = vec![
-        range(0, layout::LOW_MEMORY_END.min(low), MemoryKind::Usable),
-        range(layout::LOW_MEMORY_END, 0xa_0000, MemoryKind::Reserved),
-        range(acpi.start, acpi.end, MemoryKind::Reserved),
-    ];
-    if low > acpi.end {
-        map.push(range(acpi.end, low, MemoryKind::Usable));
-    }
-    map.push(range(layout::PCI_ECAM.start, layout::PCI_ECAM.end, MemoryKind::Reserved));
-    for (start, length) in ram.ranges().into_iter().skip(1) {
-        map.push(MemoryRange { start: start.0, length, kind: MemoryKind::Usable });
-    }
-    map
 }
 
 const _: () = assert!(long_mode::END.0 <= COMMAND_LINE.0);

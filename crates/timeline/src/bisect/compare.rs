@@ -19,12 +19,30 @@ pub struct Shown {
     pub registers: Vec<(String, String)>,
     /// Devices by kind, one field a line.
     pub devices: Vec<(String, String)>,
-    /// The next instruction.
-    pub instruction: String,
+    /// What each processor executes next.
+    pub next: Vec<Next>,
+}
+
+/// An instruction that is about to be executed.
+pub struct Next {
     /// Its linear address.
-    pub rip: u64,
+    pub address: u64,
+    /// Its disassembly and bytes.
+    pub text: String,
     /// The privilege level.
     pub privilege: u8,
+    /// The processor's registers.
+    pub registers: Vec<(String, String)>,
+}
+
+impl Shown {
+    /// Which processor has executed something between `self` and `later`.
+    pub fn mover(&self, later: &Shown) -> usize {
+        let counts = |(name, _): &&(String, String)| name != "retired";
+        let moved =
+            |(a, b): (&Next, &Next)| !a.registers.iter().filter(counts).eq(b.registers.iter().filter(counts));
+        self.next.iter().zip(&later.next).position(moved).unwrap_or(0)
+    }
 }
 
 /// One thing that differs, on both sides.

@@ -326,8 +326,12 @@ impl<'a> Search<'a, '_> {
             places.iter().copied().filter(|place| *place > from || ways[0] == Way::Replayed).collect();
         other.samples(&places, None, self.watcher)??;
         let theirs = (other.keeper.capture(&mut other.session), other.show());
-        let cause =
-            Cause::Instruction { address: before.rip, text: before.instruction, privilege: before.privilege };
+        let executed = &before.next[before.mover(&ours.1)];
+        let cause = Cause::Instruction {
+            address: executed.address,
+            text: executed.text.clone(),
+            privilege: executed.privilege,
+        };
         let (first, second) = if ways[1] == Way::Afresh { (theirs, ours) } else { (ours, theirs) };
         let mut finding = self.finding(from, to, cause);
         [finding.first, finding.second] = notes;

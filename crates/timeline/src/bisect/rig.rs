@@ -1,6 +1,6 @@
 //! A machine that executes a stretch of a recording in one of several ways.
 
-use super::compare::Shown;
+use super::compare::{Next, Shown};
 use crate::capture::{Capture, Keeper};
 use crate::replay::{Trouble, gate_from};
 use crate::{Guest, ReplayError, Session, Tuning, Watcher};
@@ -178,13 +178,25 @@ impl<'a> Rig<'a> {
     /// The machine's state, for people.
     pub fn show(&self) -> Shown {
         let machine = self.session.machine();
-        let state = machine.processor().state();
-        Shown {
-            registers: cpu::show::registers(state),
-            devices: machine.board().show_devices(),
-            instruction: cpu::show::next_instruction(state, machine.board().memory()),
-            rip: machine.processor().linear_rip(),
-            privilege: state.cpl,
-        }
+        let (board, processors) = (machine.board(), machine.processor());
+        let next: Vec<Next> = (0..processors.cpus())
+            .map(|cpu| {
+                let state = processors.context(cpu);
+                let base = if state.code64() { 0 } else { state.seg[1].base };
+                Next {
+                    address: state.rip.wrapping_add(base),
+                    text: cpu::show::next_instruction(state, board.memory()),
+                    privilege: state.cpl,
+                    registers: cpu::show::registers(state),
+                }
+            })
+            .collect();
+        let several = next.len() > 1;
+        let named = next.iter().enumerate().flat_map(|(cpu, next)| {
+            let prefix = if several { format!("cpu{cpu} ") } else { String::new() };
+            next.registers.iter().map(move |(name, value)| (format!("{prefix}{name}"), value.clone()))
+        });
+        let turn = several.then(|| ("turn".to_owned(), format!("{:?}", machine.save().scheduler)));
+        Shown { registers: named.chain(turn).collect(), devices: board.show_devices(), next }
     }
 }

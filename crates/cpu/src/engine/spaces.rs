@@ -1,0 +1,154 @@
+//! Generations: what tells the cached translations of one address space from another's.
+//!
+//! An entry of a tagged table holds its page's address plus a generation in the low 12 bits. The
+//! current address space's generation is what searches compare with, so entering another space
+//! changes a number, and coming back finds everything still there: the TLB is coherent, so it is
+//! still right. Dropping everything of a kind gives out new numbers; when they run out, the tables
+//! are wiped and numbering begins anew.
+//!
+//! An address space is known by the physical address of its top page table. Whether the guest
+//! tags it with a PCID makes no difference.
+
+/// What is cached, and dropped, apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Read = 0,
+    Write = 1,
+    Code = 2,
+}
+
+/// All of them.
+pub const KINDS: [Kind; 3] = [Kind::Read, Kind::Write, Kind::Code];
+/// Generations run from 1 to this; 0 stands for none.
+const GENERATION_MAX: u64 = 0xfff;
+/// Address spaces remembered at once.
+const SPACES_MAX: usize = 64;
+/// No table's address.
+const NO_ROOT: u64 = u64::MAX;
+
+#[derive(Clone, Copy)]
+struct Space {
+    root: u64,
+    generation: [u64; 3],
+}
+
+/// The address spaces with cached translations.
+pub struct Spaces {
+    list: Vec<Space>,
+    current: usize,
+    /// The one to be forgotten next when there are too many.
+    oldest: usize,
+    /// Generations of the kernel's own set, which serves all spaces.
+    kernel: [u64; 3],
+    last: [u64; 3],
+}
+
+impl Spaces {
+    /// One space, of no page tables.
+    pub fn new() -> Self {
+        let nowhere = Space { root: NO_ROOT, generation: [2; 3] };
+        Self { list: vec![nowhere], current: 0, oldest: 0, kernel: [1; 3], last: [2; 3] }
+    }
+
+    /// The current space's.
+    pub fn current_root(&self) -> u64 {
+        self.list[self.current].root
+    }
+
+    /// The generation that entries of a mode set have now.
+    pub fn generation(&self, set: usize, kind: Kind) -> u64 {
+        if set == 0 { self.kernel[kind as usize] } else { self.list[self.current].generation[kind as usize] }
+    }
+
+    /// Makes a space the current one; the kinds of tables to be wiped, if numbers ran out.
+    pub fn enter(&mut self, root: u64) -> Vec<Kind> {
+        self.current = match self.list.iter().position(|space| space.root == root) {
+            Some(known) => known,
+            None if self.list.len() < SPACES_MAX => {
+                self.list.push(Space { root, generation: [0; 3] });
+                self.list.len() - 1
+            }
+            None => {
+                self.oldest = (self.oldest + 1) % SPACES_MAX;
+                self.list[self.oldest] = Space { root, generation: [0; 3] };
+                self.oldest
+            }
+        };
+        KINDS.into_iter().filter(|kind| self.number_current(*kind)).collect()
+    }
+
+    /// Drops everything of one space; the kinds of tables to be wiped, if numbers ran out.
+    pub fn forget(&mut self, root: u64) -> Vec<Kind> {
+        if let Some(space) = self.list.iter_mut().find(|space| space.root == root) {
+            space.generation = [0; 3];
+        }
+        KINDS.into_iter().filter(|kind| self.number_current(*kind)).collect()
+    }
+
+    /// Gives the current space and the kernel's set new generations of a kind, and takes all other
+    /// spaces' away. Whether the tables are to be wiped.
+    pub fn renew(&mut self, kind: Kind) -> bool {
+        self.list.iter_mut().for_each(|space| space.generation[kind as usize] = 0);
+        self.kernel[kind as usize] = 0;
+        self.number_current(kind)
+    }
+
+    /// Numbers what has no number; true if all numbering began anew.
+    fn number_current(&mut self, kind: Kind) -> bool {
+        let k = kind as usize;
+        let wanted = (self.kernel[k] == 0) as u64 + (self.list[self.current].generation[k] == 0) as u64;
+        let wipe = self.last[k] + wanted > GENERATION_MAX;
+        if wipe {
+            self.list.iter_mut().for_each(|space| space.generation[k] = 0);
+            (self.kernel[k], self.last[k]) = (0, 0);
+        }
+        for number in [&mut self.kernel[k], &mut self.list[self.current].generation[k]] {
+            if *number == 0 {
+                self.last[k] += 1;
+                *number = self.last[k];
+            }
+        }
+        wipe
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_space_is_found_again_until_everything_is_renewed() {
+        let mut spaces = Spaces::new();
+        assert!(spaces.enter(0x1000).is_empty());
+        let first = spaces.generation(2, Kind::Read);
+        spaces.enter(0x2000);
+        assert_ne!(spaces.generation(2, Kind::Read), first);
+        let kernel = spaces.generation(0, Kind::Read);
+        spaces.enter(0x1000);
+        assert_eq!(spaces.generation(2, Kind::Read), first);
+        assert_eq!(spaces.generation(0, Kind::Read), kernel);
+        assert!(!spaces.renew(Kind::Read));
+        assert_ne!(spaces.generation(2, Kind::Read), first);
+        assert_ne!(spaces.generation(0, Kind::Read), kernel);
+    }
+
+    #[test]
+    fn no_number_is_given_twice_without_a_wipe() {
+        let mut spaces = Spaces::new();
+        let mut seen = std::collections::HashSet::new();
+        for n in 0..20_000_u64 {
+            let wiped = spaces.enter((n % 100) << 12).contains(&Kind::Code);
+            let renewed = n % 7 == 0 && spaces.renew(Kind::Code);
+            if wiped || renewed {
+                seen.clear();
+            }
+            let number = spaces.generation(1, Kind::Code);
+            assert!((1..=GENERATION_MAX).contains(&number));
+            assert_ne!(number, spaces.generation(0, Kind::Code));
+            // The same number only for the same space, and until the next renewal.
+            if n % 7 == 0 {
+                assert!(seen.insert(number), "{number} at {n}");
+            }
+        }
+    }
+}
