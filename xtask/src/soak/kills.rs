@@ -9,10 +9,13 @@ use crate::Result;
 use std::io::Read;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 /// What may be lost.
 const LOSS_MAX: Duration = Duration::from_millis(100);
+/// How long a guest may boot.
+const BOOT_MAX: Duration = Duration::from_secs(300);
 /// A guest that shows how far it is all the time.
 const JOB: &str = "i=0; while :; do i=$((i+1)); echo $i; done";
 
@@ -23,20 +26,26 @@ pub fn round(place: &Place, folder: &Path, dice: &mut Dice) -> Outcome {
 
 fn kill(place: &Place, folder: &Path, dice: &mut Dice) -> Result<String> {
     let clock = ["virtual", "host"][dice.roll(2) as usize];
-    let after = Duration::from_millis(100 + dice.roll(6000));
+    let at_work = dice.roll(4) > 0;
+    let after = Duration::from_millis(dice.roll(if at_work { 1500 } else { 5000 }));
     let words = ["record", "-o", "./rec", "--memory", "128M", "--clock", clock, "--", JOB];
     let mut child = place.spawn(folder, &words, Stdio::null())?;
     let mut stdout = child.stdout.take().ok_or("no standard output")?;
+    let (begun, has_begun) = channel();
     let reader = std::thread::spawn(move || {
         let mut seen = Vec::new();
         let mut times = Vec::new();
         let mut piece = [0; 4096];
         while let Ok(count @ 1..) = stdout.read(&mut piece) {
+            let _ = begun.send(());
             seen.extend_from_slice(&piece[..count]);
             times.push((Instant::now(), seen.len()));
         }
         (seen, times)
     });
+    if at_work {
+        has_begun.recv_timeout(BOOT_MAX).map_err(|_| "the guest shows nothing")?;
+    }
     std::thread::sleep(after);
     let killed = Instant::now();
     child.kill().map_err(|error| error.to_string())?;
