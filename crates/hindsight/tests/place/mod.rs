@@ -35,7 +35,7 @@ pub fn cache() -> Option<&'static Path> {
 /// A folder to work in, and a user whose data is there.
 pub struct Place {
     pub folder: tempfile::TempDir,
-    cache: &'static Path,
+    pub cache: &'static Path,
 }
 
 /// What a finished command left.
