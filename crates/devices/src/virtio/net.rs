@@ -47,7 +47,7 @@ pub struct Net {
     fields: Fields,
 }
 
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Fields {
     /// The address the driver has set, if it has.
     mac: Option<[u8; 6]>,
@@ -262,6 +262,9 @@ impl VirtioDevice for Net {
 
     fn save(&self) -> Vec<u8> {
         postcard::to_stdvec(&self.fields).expect("plain data")
+    }
+    fn show(&self) -> String {
+        format!("{:#?}", self.fields)
     }
 
     fn restore(&mut self, fields: &[u8]) -> Result<(), String> {

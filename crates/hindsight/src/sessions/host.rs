@@ -249,3 +249,20 @@ impl Watcher for Audience {
         });
     }
 }
+
+/// Who watches a bisection: it shows nothing of the guest, which is executed over and over.
+pub struct Narrowing<'a>(pub &'a mut Audience);
+
+impl Watcher for Narrowing<'_> {
+    fn console(&mut self, _port: u32, _bytes: &[u8]) -> Result<(), HostFailed> {
+        Ok(())
+    }
+
+    fn wants_stop(&mut self) -> bool {
+        self.0.stop.reason().is_some()
+    }
+
+    fn progress(&mut self, now: Moment) {
+        self.0.progress.update(|| format!("bisecting, at position {}", now.position));
+    }
+}
