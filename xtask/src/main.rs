@@ -8,6 +8,7 @@ mod bench;
 mod ci;
 mod hostile;
 mod selftests;
+mod soak;
 mod tidy;
 mod workloads;
 mod workspace;
@@ -43,6 +44,8 @@ enum Chore {
     Workloads(workloads::Options),
     /// Measure Hindsight beside native execution and QEMU
     Bench(bench::Options),
+    /// The same promise tested over and over: record and replay, boots, kills, damage
+    Soak(soak::Options),
     /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
     Tidy,
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Chore::Selftests(options) => selftests::run(&options),
         Chore::Workloads(options) => workloads::run(&options),
         Chore::Bench(options) => bench::bench(&options),
+        Chore::Soak(options) => soak::soak(&options),
         Chore::Tidy => tidy::tidy(),
     };
     match result {
