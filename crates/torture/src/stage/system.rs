@@ -239,7 +239,7 @@ fn processors(code: &mut Code, dice: &mut Dice) {
         0..=3 => 0x4600 | if dice.percent(80) { start } else { 0x20 + dice.below(0x50) as u64 },
         4..=6 => 0x4500,
         7 => 0x4400,
-        8 => 0x4000 | 0x20 + dice.below(0xe0) as u64,
+        8 => 0x4000 | (0x20 + dice.below(0xe0) as u64),
         _ => dice.bits() & 0xcfff,
     };
     let shorthand = if dice.percent(30) { dice.pick(&[1, 2, 3]) << 18 } else { 0 };
