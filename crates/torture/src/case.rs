@@ -42,6 +42,8 @@ pub struct Case {
     pub devices: Devices,
     /// The most instructions it runs for.
     pub instructions: u64,
+    /// How many processors take turns; those behind the first wait to be woken up.
+    pub cpus: u32,
     pub(crate) ram: u64,
     pub(crate) level: Level,
     pub(crate) hpet: bool,
@@ -76,8 +78,10 @@ impl Case {
         });
         let instructions = [20_000, 60_000, 150_000][dice.below(3)];
         let level = if dice.percent(75) { Level::V3 } else { Level::V2 };
+        let cpus = Dice::new(seed, 6).pick(&[1, 1, 2, 2, 3]);
         Self {
             seed,
+            cpus,
             stages: stages.collect(),
             inputs: inputs(&mut Dice::new(seed, 1), instructions),
             devices,
@@ -103,7 +107,10 @@ impl Case {
         parts.push((layout::STAGE, first.wrapping_sub(1).to_le_bytes().to_vec()));
         parts.push((layout::GDT, words(&self.gdt())));
         parts.push((layout::IDT, words(&self.idt())));
-        parts.push((layout::TSS, task_state()));
+        let [top, _] = layout::OTHERS_STACK_TOPS;
+        parts.push((layout::TSS, task_state(layout::STACK_TOPS)));
+        parts.push((layout::OTHERS_TSS, task_state([top; 5])));
+        parts.push((layout::WAKE_UP, firmware::wake_up(self.stages.len().max(1), &self.sane)));
         for (pointer, base, limit) in [
             (layout::GDT_POINTER, layout::GDT, 8 * layout::GDT_ENTRIES - 1),
             (layout::IDT_POINTER, layout::IDT, 0xfff),
@@ -169,6 +176,8 @@ impl Case {
             0,
             0x7f | layout::LDT << 16 | 0x82 << 40,
             0,
+            0x67 | layout::OTHERS_TSS << 16 | 0x89 << 40,
+            0,
         ];
         let rest = layout::GDT_ENTRIES as usize - gdt.len();
         gdt.extend((0..rest).map(|_| stage::any_descriptor(dice)));
@@ -233,13 +242,13 @@ fn sane(dice: &mut Dice, level: Level) -> Sane {
     }
 }
 
-fn task_state() -> Vec<u8> {
+fn task_state(tops: [u64; 5]) -> Vec<u8> {
     let mut tss = vec![0; 0x68];
     let mut put = |at: usize, value: u64| tss[at..at + 8].copy_from_slice(&value.to_le_bytes());
-    put(4, layout::STACK_TOPS[0] - 0x800);
-    put(12, layout::STACK_TOPS[0] - 0x400);
+    put(4, tops[0] - 0x800);
+    put(12, tops[0] - 0x400);
     for n in 0..3 {
-        put(0x24 + 8 * n, layout::STACK_TOPS[n]);
+        put(0x24 + 8 * n, tops[n]);
     }
     tss
 }

@@ -84,6 +84,58 @@ fn assemble(stages: usize, sane: &Sane) -> Result<Vec<u8>, IcedError> {
     Ok(bytes)
 }
 
+/// What processors but the first one do when they are woken up: to 64-bit mode, and into the code of
+/// a stage. For [`layout::WAKE_UP`].
+pub(crate) fn wake_up(stages: usize, sane: &Sane) -> Vec<u8> {
+    wake_up_code(stages, sane).expect("a fixed program")
+}
+
+fn wake_up_code(stages: usize, sane: &Sane) -> Result<Vec<u8>, IcedError> {
+    const LONG: u64 = layout::WAKE_UP + 0x80;
+    let mut a = CodeAssembler::new(16)?;
+    a.cli()?;
+    a.mov(eax, sane.cr4 as u32 & !(x86::control::cr4::PCIDE as u32))?;
+    a.mov(cr4, eax)?;
+    a.mov(eax, layout::PML4 as u32)?;
+    a.mov(cr3, eax)?;
+    a.mov(ecx, x86::msr::EFER)?;
+    a.mov(eax, sane.efer as u32)?;
+    a.xor(edx, edx)?;
+    a.wrmsr()?;
+    a.lgdt(ptr(layout::GDT_POINTER as u32))?;
+    a.mov(eax, sane.cr0 as u32)?;
+    a.mov(cr0, eax)?;
+    let [b0, b1, b2, b3] = (LONG as u32).to_le_bytes();
+    a.db(&[0x66, 0xea, b0, b1, b2, b3, selector::KERNEL_CODE as u8, 0])?;
+    let mut bytes = a.assemble(0)?;
+    bytes.resize(0x80, 0x90);
+
+    let mut a = CodeAssembler::new(64)?;
+    a.mov(eax, u32::from(selector::KERNEL_DATA))?;
+    for segment in [ds, es, ss] {
+        a.mov(segment, eax)?;
+    }
+    a.mov(rsp, layout::OTHERS_STACK_TOPS[1])?;
+    a.lidt(ptr(layout::IDT_POINTER))?;
+    a.and(byte_ptr(layout::GDT + u64::from(selector::OTHERS_TSS) + 5), 0xfdu32 as i32)?;
+    a.mov(eax, u32::from(selector::OTHERS_TSS))?;
+    a.ltr(ax)?;
+    for (register, page) in [(rbx, 0), (rbp, 1), (rsi, 2), (rdi, 3), (r8, 4), (r12, 5)] {
+        a.mov(register, layout::DATA.start + 0x1000 * page)?;
+    }
+    a.mov(eax, 1)?;
+    a.lock().xadd(dword_ptr(layout::NEXT_OF_OTHERS), eax)?;
+    a.xor(edx, edx)?;
+    a.mov(ecx, stages as u32)?;
+    a.div(ecx)?;
+    a.shl(edx, layout::CODE_SIZE.trailing_zeros())?;
+    a.add(edx, layout::CODE as i32)?;
+    a.sti()?;
+    a.jmp(rdx)?;
+    bytes.extend(a.assemble(LONG)?);
+    Ok(bytes)
+}
+
 /// Stores to a register of the local APIC, through RAX.
 fn apic(a: &mut CodeAssembler, offset: u64, value: u32) -> Result<(), IcedError> {
     a.mov(eax, (APIC + offset) as u32)?;

@@ -34,6 +34,13 @@ pub const FAULTS_LEFT: u64 = 0xe008;
 /// Pointers to descriptor tables, ten bytes each: GDT, IDT.
 pub const GDT_POINTER: u64 = 0xe010;
 pub const IDT_POINTER: u64 = 0xe020;
+/// A counter from which other processors take the stage they begin with, 32 bits.
+pub const NEXT_OF_OTHERS: u64 = 0xe030;
+/// Where other processors wake up, in real mode; a page.
+pub const WAKE_UP: u64 = 0x1_e000;
+/// Their task state and the tops of their stacks: interrupts', the stage's.
+pub const OTHERS_TSS: u64 = 0xb900;
+pub const OTHERS_STACK_TOPS: [u64; 2] = [0x1_c000, 0x1_d000];
 /// Start states of stages.
 pub const STARTS: u64 = 0x1_0000;
 /// Bytes of one.
@@ -85,4 +92,5 @@ pub mod selector {
     pub const USER_CODE16: u16 = 0x4b;
     pub const TSS: u16 = 0x50;
     pub const LDT: u16 = 0x60;
+    pub const OTHERS_TSS: u16 = 0x70;
 }

@@ -43,6 +43,8 @@ pub struct End {
     pub inputs_taken: u32,
     /// Frames and console bytes that left.
     pub outputs: u64,
+    /// How often another processor woke up and got as far as a stage, since the guest last began.
+    pub woken: u32,
 }
 
 /// How a run ended.
@@ -270,6 +272,9 @@ impl<'a> Run<'a> {
         let hash = self.machine.state_hash().expect("disks in memory");
         let left = self.tray.0.lock().expect("nobody panics with it");
         self.end.outputs = left.count;
+        let woken = self.machine.board().memory().read_array(GuestPhys(layout::NEXT_OF_OTHERS));
+        // What a guest has written over it is no count.
+        self.end.woken = woken.map(u32::from_le_bytes).filter(|count| *count < 10_000).unwrap_or(0);
         Outcome {
             position: self.machine.position().count(),
             state: hash.combined(),
@@ -285,19 +290,19 @@ fn machine(case: &Case, pace: Pace, tray: &Tray) -> Machine<Vcpu> {
         Pace::Chaos(seed) => Some(seed),
         _ => None,
     };
-    let model = CpuModel::plain(case.level);
+    let model = CpuModel { processors: case.cpus, ..CpuModel::plain(case.level) };
     let vcpu = Vcpu::new(VcpuConfig { model, code_cache_bytes: 1 << 20, chaos });
     let mut vcpu = vcpu.unwrap_or_else(|why| panic!("no processor: {why}"));
     vcpu.set_interpret_all(pace == Pace::Interpreted);
     let board = BoardConfig {
         memory: case.ram,
-        cpus: 1,
+        cpus: case.cpus,
         start_of_day: UnixTime(1_700_000_000),
         rate: case.rate,
         hpet: case.hpet,
         debug_ports: case.debug_ports,
     };
-    let config = MachineConfig { board, idle: case.idle, ..MachineConfig::default() };
+    let config = MachineConfig { board, idle: case.idle, seed: case.seed };
     let bus = bus(case).expect("few devices");
     Machine::new(config, vcpu, bus, Gate::live(None), Box::new(tray.clone()))
         .unwrap_or_else(|why| panic!("no machine: {why}"))

@@ -16,7 +16,7 @@ use base::Position;
 use iced_x86::InstructionInfoFactory;
 use x86::control::cr4;
 use x86::cpuid::Level;
-use x86::{CpuModel, Segment, flags};
+use x86::{CpuModel, HostFeatures, Segment, flags};
 
 /// How to make a [`Vcpu`].
 #[derive(Clone, Debug)]
@@ -131,11 +131,7 @@ impl Vcpu {
             return Err(CpuError::Processors(config.model.processors));
         }
         let host = crate::host_features();
-        let mut missing = config.model.host_missing(&host);
-        if !host.bmi2 && !missing.contains(&"BMI2") {
-            // The engine's flag-free sequences are made of RORX, SHRX and SARX.
-            missing.push("BMI2");
-        }
+        let missing = missing(&config.model, &host);
         if !missing.is_empty() {
             return Err(CpuError::HostLacks(missing));
         }
@@ -256,6 +252,16 @@ impl Vcpu {
     }
 }
 
+/// What the host lacks for the model or for the engine itself.
+fn missing(model: &CpuModel, host: &HostFeatures) -> Vec<&'static str> {
+    let mut missing = model.host_missing(host);
+    if !host.bmi2 && !missing.contains(&"BMI2") {
+        // The engine's flag-free sequences are made of RORX, SHRX and SARX.
+        missing.push("BMI2");
+    }
+    missing
+}
+
 fn segmentation(state: &CpuState) -> Mode {
     let mut mode = Mode::default();
     for (n, segment) in state.seg.iter().enumerate() {
@@ -281,6 +287,21 @@ impl Vcpu {
             self.note_event();
             let mut core = self.core(bus);
             crate::deliver::nmi(&mut core);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_bmi2_is_refused_whatever_the_model() {
+        let host = HostFeatures { bmi2: false, ..crate::host_features() };
+        for level in [Level::V2, Level::V3] {
+            let missing = missing(&CpuModel::plain(level), &host);
+            assert_eq!(missing, ["BMI2"]);
+            assert!(CpuError::HostLacks(missing).to_string().contains("BMI2"));
         }
     }
 }

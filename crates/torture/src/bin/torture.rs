@@ -50,10 +50,10 @@ fn work(arguments: &Arguments) -> ExitCode {
         let case = Case::new(seed);
         let line = match judge(&case) {
             Ok(outcome) => {
-                let End { triple_faults, resets, power_offs, panics, halts, inputs_taken, outputs } =
+                let End { triple_faults, resets, power_offs, panics, halts, inputs_taken, outputs, woken } =
                     outcome.end;
                 format!(
-                    "end {seed} {} {triple_faults} {resets} {power_offs} {panics} {halts} {inputs_taken} {outputs}\n",
+                    "end {seed} {} {triple_faults} {resets} {power_offs} {panics} {halts} {inputs_taken} {outputs} {woken}\n",
                     outcome.position
                 )
             }
@@ -126,7 +126,7 @@ fn processor_seconds(child: &Child) -> u64 {
 struct Tally {
     next: u64,
     failures: u32,
-    sums: [u64; 9],
+    sums: [u64; 10],
 }
 
 impl Tally {
@@ -141,7 +141,7 @@ impl Tally {
         if let Some(figures) = line.strip_prefix("end ") {
             let figures = figures.split(' ').map(|word| word.parse::<u64>().unwrap_or(0));
             self.sums.iter_mut().zip(figures.skip(1)).for_each(|(sum, figure)| *sum += figure);
-            self.sums[8] += 1;
+            self.sums[9] += 1;
             self.next += 1;
         } else if let Some(what) = line.strip_prefix("fail ") {
             self.fail(what);
@@ -187,7 +187,7 @@ fn follow(arguments: &Arguments, worker: &mut Worker, tally: &mut Tally, end: Op
 fn supervise(arguments: &Arguments) -> ExitCode {
     let started = Instant::now();
     let end = arguments.minutes.map(|minutes| started + Duration::from_secs(60 * minutes));
-    let mut tally = Tally { next: arguments.first, failures: 0, sums: [0; 9] };
+    let mut tally = Tally { next: arguments.first, failures: 0, sums: [0; 10] };
     while tally.next < arguments.last && tally.failures < arguments.failures {
         let mut worker = match spawn(arguments, tally.next) {
             Ok(worker) => worker,
@@ -201,10 +201,10 @@ fn supervise(arguments: &Arguments) -> ExitCode {
         }
     }
     let Tally { failures, sums, .. } = tally;
-    let [instructions, triple, resets, offs, panics, halts, inputs, outputs, cases] = sums;
+    let [instructions, triple, resets, offs, panics, halts, inputs, outputs, woken, cases] = sums;
     println!(
         "{cases} cases from seed {}, {instructions} instructions each several times, in {} s: {triple} triple faults, \
-         {resets} resets, {offs} power-offs, {panics} panics, {halts} halts, {inputs} inputs taken, {outputs} outputs, \
+         {resets} resets, {offs} power-offs, {panics} panics, {halts} halts, {inputs} inputs taken, {outputs} outputs, {woken} wake-ups, \
          {failures} failures",
         arguments.first,
         started.elapsed().as_secs(),

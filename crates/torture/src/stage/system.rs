@@ -43,7 +43,8 @@ const MSRS: [u32; 30] = [
 pub fn slot(dice: &mut Dice) -> Slot {
     let mut code = Code::default();
     while code.0.len() < 28 {
-        match dice.below(16) {
+        match dice.below(18) {
+            16..=17 => processors(&mut code, dice),
             0..=2 => control(&mut code, dice),
             3..=4 => msr(&mut code, dice),
             5..=6 => descriptor(&mut code, dice),
@@ -228,6 +229,22 @@ fn flags(code: &mut Code, dice: &mut Dice) {
             code.raw(&[0x0f, 0x01, dice.pick(&[0xca, 0xcb])]);
         }
     }
+}
+
+/// Messages to other processors: INIT, start-up, NMI, interrupts.
+fn processors(code: &mut Code, dice: &mut Dice) {
+    const ICR: u64 = 0xfee0_0300;
+    let start = layout::WAKE_UP >> 12;
+    let message = match dice.below(10) {
+        0..=3 => 0x4600 | if dice.percent(80) { start } else { 0x20 + dice.below(0x50) as u64 },
+        4..=6 => 0x4500,
+        7 => 0x4400,
+        8 => 0x4000 | (0x20 + dice.below(0xe0) as u64),
+        _ => dice.bits() & 0xcfff,
+    };
+    let shorthand = if dice.percent(30) { dice.pick(&[1, 2, 3]) << 18 } else { 0 };
+    let whom = if dice.percent(90) { 1 + dice.below(2) as u64 } else { dice.bits() & 0xff };
+    code.store(ICR + 0x10, 4, whom << 24).store(ICR, 4, message | shorthand);
 }
 
 /// Debug registers.
