@@ -16,6 +16,7 @@ mod host;
 pub mod marks;
 mod reset;
 mod saved;
+pub mod show;
 mod state;
 pub mod string;
 pub mod system;
@@ -24,6 +25,7 @@ mod watch;
 
 pub use bus::Bus;
 pub use core::{Core, Flush, Intent};
+pub use engine::profile;
 pub use engine::{CpuError, Exit, PROCESSORS_MAX, Statistics, Vcpu, VcpuConfig};
 pub use fpu::{FpuKind, MXCSR_MASK, fpu_available};
 pub use host::host_features;

@@ -128,6 +128,15 @@ impl CpuState {
     pub fn long_mode(&self) -> bool {
         self.efer & x86::control::efer::LMA != 0
     }
+    /// Whether the processor is in virtual-8086 mode.
+    pub fn virtual_8086(&self) -> bool {
+        self.rflags & x86::flags::VM != 0
+    }
+    /// Whether segments are paragraphs of memory rather than descriptors: in real mode and in
+    /// virtual-8086 mode.
+    pub fn real_segments(&self) -> bool {
+        self.cr0 & x86::control::cr0::PE == 0 || self.virtual_8086()
+    }
     /// The linear address of the next instruction.
     pub fn linear_rip(&self) -> u64 {
         if self.code64() { self.rip } else { self.seg[1].base.wrapping_add(self.rip) & 0xffff_ffff }

@@ -29,7 +29,7 @@ mod passt;
 mod small;
 mod tool;
 
-pub use archive::Archive;
+pub use archive::{Archive, join};
 pub use cache::Cache;
 pub use debian::Flavour;
 pub use error::GuestError;

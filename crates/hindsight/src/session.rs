@@ -93,6 +93,10 @@ pub struct HostSide {
     pub tuning: Tuning,
     /// The checkpoints of a recording; `None` takes none.
     pub checkpoints: Option<Spacing>,
+    /// Instructions between state hashes of a recording.
+    pub hash_every: u64,
+    /// Where a profile of ourselves goes and where in the replay it begins, if one is wanted.
+    pub profile: Option<(ProfileTo, Option<Pos>)>,
 }
 
 /// A place in the past of a recording to go live from.
@@ -110,6 +114,15 @@ pub struct BranchPlan {
     pub input: bool,
 }
 
+/// Where a profile goes.
+#[derive(Debug)]
+pub enum ProfileTo {
+    /// Standard error.
+    Stderr,
+    /// An open file, and its path for messages.
+    File(std::fs::File, PathBuf),
+}
+
 /// What a run, recording or replay came to.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -123,10 +136,10 @@ pub struct Outcome {
     pub exit: Exit,
     /// The last status that the job reported; the power-off follows it.
     pub job_status: Option<u8>,
-    /// Whether a job was to run.
-    pub with_job: bool,
     /// What the guest wrote to the debug-exit port, which ended the run.
     pub debug_exit: Option<u32>,
+    /// Whether a job was to run.
+    pub with_job: bool,
     /// One line about the end for people, such as where a replay diverged.
     pub note: Option<String>,
 }

@@ -36,7 +36,7 @@ impl RamImage {
         Arc::make_mut(&mut self.chunks[page / FAN])[page % FAN] = bytes;
     }
 
-    fn get(&self, page: usize) -> Option<&Page> {
+    pub(crate) fn get(&self, page: usize) -> Option<&Page> {
         self.chunks[page / FAN][page % FAN].as_ref()
     }
 

@@ -297,7 +297,7 @@ fn machine(case: &Case, pace: Pace, tray: &Tray) -> Machine<Vcpu> {
         hpet: case.hpet,
         debug_ports: case.debug_ports,
     };
-    let config = MachineConfig { board, idle: case.idle };
+    let config = MachineConfig { board, idle: case.idle, ..MachineConfig::default() };
     let bus = bus(case).expect("few devices");
     Machine::new(config, vcpu, bus, Gate::live(None), Box::new(tray.clone()))
         .unwrap_or_else(|why| panic!("no machine: {why}"))

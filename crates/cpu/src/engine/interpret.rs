@@ -1,7 +1,7 @@
 //! Executing one guest instruction from Rust, whatever it is.
 
 use super::blocks::Mode;
-use super::classify::{Class, classify};
+use super::classify::{Class, classify, needs_no_unit};
 use super::flow;
 use super::translate::{decode_next, decoder_options};
 use super::vcpu::Vcpu;
@@ -13,7 +13,6 @@ use crate::walk::Access;
 use crate::{debug, string, system};
 use base::{GuestVirt, PAGE_SIZE};
 use iced_x86::{CpuidFeature, Decoder, EncodingKind, Instruction, Mnemonic};
-use x86::control::cr0;
 use x86::cpuid::Level;
 use x86::{Exception, paging, vector};
 
@@ -262,18 +261,25 @@ fn check_units(vcpu: &Vcpu, instr: &Instruction) -> Result<(), Exception> {
     use CpuidFeature::*;
     let state = vcpu.state();
     // VEX encodings of general-register instructions have no unit, but need protected mode too.
-    if instr.code().encoding() == EncodingKind::VEX && state.cr0 & cr0::PE == 0 {
+    if instr.code().encoding() == EncodingKind::VEX && state.real_segments() {
         return Err(Exception::ud());
     }
     if instr.mnemonic() == Mnemonic::Wait {
         return fpu_available(state, FpuKind::Wait);
     }
-    for feature in instr.cpuid_features() {
+    if needs_no_unit(instr.mnemonic()) {
+        return Ok(());
+    }
+    let features = instr.cpuid_features();
+    // FISTTP came with SSE3, but belongs to the x87.
+    let x87 = features.contains(&FPU);
+    for feature in features {
         let kind = match feature {
+            SSE3 if x87 => continue,
             FPU | FPU287 | FPU387 => FpuKind::X87,
             MMX => FpuKind::Mmx,
             SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ | SHA
-                if !instr.cpuid_features().contains(&AVX) =>
+                if !features.contains(&AVX) =>
             {
                 FpuKind::Sse
             }

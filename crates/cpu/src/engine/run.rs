@@ -5,6 +5,7 @@ use super::bounce::{check_vector_alignment, must_be_aligned};
 use super::classify::Class;
 use super::hot::{Hot, JUMP_ENTRIES, JumpEntry};
 use super::interpret::{Faulted, waits_for_x87};
+use super::profile::{self, Work};
 use super::regs;
 use super::signals::{self, Running};
 use super::tlb::Mapping;
@@ -49,7 +50,9 @@ impl Vcpu {
             code_end: self.arena.code_end(),
             exit_thunk: self.thunks.exit,
         });
+        let _work = profile::work(Work::Loop);
         let exit = self.run_loop(bus, limit);
+        self.look_up_samples();
         self.store_x87();
         self.statistics.tlb_fills = self.tlb.fills;
         self.statistics.cache_flushes = self.blocks.flushes;
@@ -107,10 +110,16 @@ impl Vcpu {
         }
     }
 
-    /// What tells address spaces apart: where their top page table is.
+    /// What tells address spaces apart: where their top page table is. That of PAE paging, four
+    /// entries, is only a part of a page.
     fn root(&self) -> u64 {
         let state = self.state();
-        if state.cr0 & x86::control::cr0::PG != 0 { state.cr3 & !0xfff } else { 0 }
+        let pae = state.cr4 & x86::control::cr4::PAE != 0 && !state.long_mode();
+        match state.cr0 & x86::control::cr0::PG != 0 {
+            true if pae => state.cr3 & !0x1f,
+            true => state.cr3 & !0xfff,
+            false => 0,
+        }
     }
 
     fn interruptible(&self, bus: &dyn Bus) -> bool {
@@ -118,6 +127,7 @@ impl Vcpu {
     }
 
     fn take_interrupt(&mut self, bus: &mut dyn Bus) {
+        let _work = profile::work(Work::Event);
         let at = self.position();
         if let Some(vector) = bus.acknowledge_interrupt(at) {
             self.note_event();
@@ -127,6 +137,7 @@ impl Vcpu {
     }
 
     fn raise(&mut self, bus: &mut dyn Bus, exception: Exception) {
+        let _work = profile::work(Work::Event);
         self.note_event();
         let mut core = self.core(bus);
         deliver::exception(&mut core, exception);
@@ -166,6 +177,7 @@ impl Vcpu {
     }
 
     fn apply_flush(&mut self, bus: &mut dyn Bus) {
+        let _work = profile::work(Work::Coherence);
         if self.flush.everything || self.flush.mode {
             self.tlb.clear_all(&self.arena, bus.ram());
         }
@@ -174,6 +186,7 @@ impl Vcpu {
     }
 
     fn apply_disturbances(&mut self, bus: &mut dyn Bus) {
+        let _work = profile::work(Work::Coherence);
         for d in bus.ram().take_disturbances() {
             let marks = bus.ram().marks(d.page);
             let (offset, len) = (d.offset as usize, d.len as usize);
@@ -191,6 +204,7 @@ impl Vcpu {
 
     pub(super) fn drop_code(&mut self, bus: &mut dyn Bus) {
         mark!(CodeDropped);
+        self.look_up_samples();
         for page in self.blocks.clear() {
             if let Some(page) = bus.ram().page_index(GuestPhys(page << 12)) {
                 bus.ram().remove_marks(page, Marks::CODE);
@@ -202,6 +216,7 @@ impl Vcpu {
 
     /// Executes one instruction from Rust, with debug traps.
     fn step(&mut self, bus: &mut dyn Bus) {
+        let _work = profile::work(Work::Interpret);
         if let Some(fault) = self.code_breakpoint() {
             self.raise(bus, fault);
             return;
@@ -325,6 +340,7 @@ impl Vcpu {
 
     /// Translates the block of `key`; `None` when Rust must execute its first instruction.
     fn translate(&mut self, bus: &mut dyn Bus, key: BlockKey) -> Result<Option<BlockId>, Exception> {
+        let _work = profile::work(Work::Translate);
         if !self.blocks.has_room() {
             self.drop_code(bus);
             // Only our record that the page is mapped is gone, and found again here.
@@ -409,6 +425,7 @@ impl Vcpu {
                 return;
             }
             let exit = self.blocks.exits[id.0 as usize];
+            profile::left(&exit.kind);
             // Links lead from one mode to another (STAC, CLAC): the block left says which this is.
             let mode = self.blocks.get(exit.block).key.mode;
             let next = match exit.kind {
@@ -600,6 +617,7 @@ impl Vcpu {
 
     /// A TLB miss: fill and retry, or execute the instruction from Rust.
     fn access(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId, wanted: Wanted) -> Next {
+        let _work = profile::work(Work::TlbMiss);
         let Wanted { linear, size, write, leads } = wanted;
         let BlockExit { block, insn: k, .. } = self.blocks.exits[id.0 as usize];
         let virt = GuestVirt(linear);
@@ -680,9 +698,14 @@ impl Vcpu {
 
     /// Executes the instruction of an exit from Rust and goes on behind it if nothing changed.
     fn interpret_in_block(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId) -> Next {
+        let _work = profile::work(Work::Interpret);
         let budget = self.horizon - self.state().retired;
         let done = match self.decoded(bus, mode, id) {
-            Ok((instr, class)) => self.interpret_as(bus, &instr, class, budget),
+            Ok((instr, class)) => {
+                let access = matches!(self.blocks.exits[id.0 as usize].kind, ExitKind::Access { .. });
+                profile::interpreted(instr.mnemonic(), access);
+                self.interpret_as(bus, &instr, class, budget)
+            }
             Err(exception) => Err(Faulted::from(exception)),
         };
         let retired = match done {

@@ -214,6 +214,8 @@ impl Search<'_> {
             progress: Progress::quiet(),
             tuning: self.options.tuning()?,
             checkpoints: Some(timeline::Spacing::default()),
+            profile: None,
+            hash_every: timeline::HASH_EVERY,
         };
         Ok((host, stop))
     }

@@ -15,7 +15,7 @@ use guest::job::Mode;
 use rustix::fs::{fstat, major, minor};
 use serde::Serialize;
 use std::time::{Duration, Instant};
-use timeline::Tuning;
+use timeline::{HASH_EVERY, Tuning};
 
 /// Who is at the console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,16 @@ impl Live {
         if let Some(time) = timeout {
             stop.after(time)?;
         }
-        let host = HostSide { input, console, stop: stop.clone(), progress, tuning, checkpoints: None };
+        let host = HostSide {
+            input,
+            console,
+            stop: stop.clone(),
+            progress,
+            tuning,
+            checkpoints: None,
+            profile: None,
+            hash_every: HASH_EVERY,
+        };
         Ok((Self { stop, _raw: raw, begun: Instant::now() }, host))
     }
 

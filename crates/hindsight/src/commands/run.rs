@@ -5,7 +5,7 @@ use crate::cli::{Record, Replay, Run};
 use crate::failure::Failure;
 use crate::inputs;
 use crate::library::{self, Library};
-use crate::session::{BranchPlan, GuestPlan, HostSide, Machine, Outcome, machine};
+use crate::session::{BranchPlan, GuestPlan, HostSide, Machine, Outcome, ProfileTo, machine};
 use crate::summary::{NoFigures, RecordFigures};
 use crate::values::{ConsoleTo, Net, Pos, RecPos};
 use std::path::Path;
@@ -84,6 +84,7 @@ fn record_into(
         let spacing =
             Spacing { every: options.checkpoint_every, budget_bytes: options.checkpoint_budget.bytes };
         side.checkpoints = (options.checkpoint_every > 0).then_some(spacing);
+        side.hash_every = options.hash_every;
         Ok((live, record(&folder, side)?))
     });
     let (live, (outcome, figures)) = result.inspect_err(|_| {
@@ -101,10 +102,21 @@ fn record_into(
 pub fn replay(options: &Replay) -> Result<u8, Failure> {
     let console = console_of(&options.host)?;
     let recording = Library::of_user()?.find(options.recording.as_deref())?;
-    let (live, host) = Live::begin(&console, Seat::Nobody, options.host.timeout, options.host.tuning()?)?;
+    let profile = options.profile_engine.as_ref().map(|file| profile_to(file.as_deref())).transpose()?;
+    let (live, mut host) = Live::begin(&console, Seat::Nobody, options.host.timeout, options.host.tuning()?)?;
+    host.profile = profile.map(|to| (to, options.profile_from));
     let to = options.to.unwrap_or(Pos::End);
     let (outcome, figures) = machine().replay(&recording, to, options.bisect, host)?;
+    if let Some(bisect) = figures.bisect.as_ref().filter(|_| !options.host.json) {
+        eprint!("{bisect}");
+    }
     live.end(&outcome, options.host.json, figures)
+}
+
+fn profile_to(file: Option<&Path>) -> Result<ProfileTo, Failure> {
+    let Some(path) = file else { return Ok(ProfileTo::Stderr) };
+    let cannot = |error| Failure::usage(format!("--profile-engine {}: {error}", path.display()));
+    Ok(ProfileTo::File(std::fs::File::create(path).map_err(cannot)?, path.to_owned()))
 }
 
 /// The first part of a new recording's name: the program that ran, or `guest`.

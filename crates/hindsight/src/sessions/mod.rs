@@ -3,6 +3,7 @@
 mod branch;
 mod debug;
 mod host;
+mod profile;
 mod recordings;
 mod registers;
 mod target;
@@ -17,14 +18,14 @@ use crate::summary::{Exit, RecordFigures, ReplayFigures, exit_status};
 use crate::values::{Net, Pos};
 use base::{GuestTime, Position};
 use disk::Image;
-use host::{Audience, LiveSeat};
+use host::{Audience, LiveSeat, Narrowing};
 use recording::{End, EndReason, Error, HashCache, Recording};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 use timeline::{
-    Card, ClockMode, DiskSpec, Ended, Files, Guest, HASH_EVERY, KernelFile, LiveError, Recorder, Replay,
-    ReplayError, ReplayStop, Session, SessionError, Target, run_live,
+    Card, ClockMode, DiskSpec, Ended, Files, Guest, KernelFile, LiveError, Recorder, Replay, ReplayError,
+    ReplayStop, Session, SessionError, Target, run_live,
 };
 use wire::Wire;
 
@@ -56,7 +57,7 @@ impl Machine for Sessions {
         let manifest =
             timeline::describe(session.guest(), files, &mut HashCache::for_user()).map_err(usage_failure)?;
         let mut recorder =
-            Recorder::begin(&mut session, folder, manifest, HASH_EVERY).map_err(host_failure)?;
+            Recorder::begin(&mut session, folder, manifest, host.hash_every).map_err(host_failure)?;
         if let Some(spacing) = host.checkpoints {
             recorder.take_checkpoints(&mut session, folder, spacing).map_err(Failure::host)?;
         }
@@ -78,26 +79,43 @@ impl Machine for Sessions {
         recording: &Path,
         to: Pos,
         bisect: bool,
-        host: HostSide,
+        mut host: HostSide,
     ) -> Result<(Outcome, ReplayFigures), Failure> {
-        if bisect {
-            return Err(Failure::usage("--bisect is not there yet"));
-        }
         let tuning = host.tuning;
         let recording = Recording::open(recording).map_err(recording_failure)?;
-        let mut replay =
-            Replay::open(&recording, &tuning, &mut HashCache::for_user()).map_err(replay_failure)?;
+        let cache = &mut HashCache::for_user();
+        let mut replay = Replay::open(&recording, &tuning, cache).map_err(replay_failure)?;
+        let profile = host.profile.take();
         let mut audience = Audience::new(host, replay.end().position);
-        let result = replay.run(target(to), &mut audience);
+        let result = match profile {
+            None => replay.run(target(to), &mut audience),
+            Some((report, from)) => {
+                profile::run(&mut replay, from.map(target), target(to), &mut audience, report)?
+            }
+        };
         audience.clear();
+        let mut found = None;
         let (exit, note) = match result {
             Ok(ReplayStop::Stopped) => (stopped_exit(audience.stop().reason()), None),
             Ok(ReplayStop::Target) => (Exit::EndOfRecording, None),
             Ok(ReplayStop::End) => (Exit::EndOfRecording, unfinished(&recording)),
-            Err(ReplayError::Diverged(divergence)) => (Exit::Diverged, Some(divergence.to_string())),
+            Err(ReplayError::Diverged(divergence)) => {
+                if bisect {
+                    let finding = timeline::bisect(
+                        &recording,
+                        &tuning,
+                        cache,
+                        &divergence,
+                        &mut Narrowing(&mut audience),
+                    );
+                    audience.clear();
+                    found = finding.map_err(replay_failure)?;
+                }
+                (Exit::Diverged, Some(divergence.to_string()))
+            }
             Err(error) => return Err(replay_failure(error)),
         };
-        let figures = ReplayFigures { hashes_checked: replay.hashes_checked() };
+        let figures = ReplayFigures { hashes_checked: replay.hashes_checked(), bisect: found };
         let session = replay.session_mut();
         let now = session.moment();
         let outcome = Outcome {
@@ -106,8 +124,8 @@ impl Machine for Sessions {
             state_hash: session.state_hash().map_err(Failure::host)?.combined().to_string(),
             exit,
             job_status: audience.job_status(),
-            with_job: false,
             debug_exit: None,
+            with_job: false,
             note,
         };
         Ok((outcome, figures))
@@ -212,13 +230,13 @@ fn outcome(session: &mut Session, seat: &LiveSeat, ended: Ended, with_job: bool)
         guest_ns: now.time.ns(),
         state_hash: session.state_hash().map_err(Failure::host)?.combined().to_string(),
         job_status: seat.job_status(),
-        with_job,
         debug_exit: if let Ended::DebugExit(value) = ended { Some(value) } else { None },
+        with_job,
         note: (ended == Ended::Halted).then(|| halted.to_owned()),
         exit: match ended {
             Ended::PowerOff | Ended::Halted if seat.job_status().is_some() => Exit::Command,
             Ended::PowerOff | Ended::Halted => Exit::Poweroff,
-            Ended::DebugExit(_) => Exit::DebugExit,
+            Ended::DebugExit(_) => Exit::DebugPort,
             Ended::Reset => Exit::Reset,
             Ended::Panic => Exit::Panic,
             Ended::TripleFault => Exit::TripleFault,
@@ -240,7 +258,7 @@ fn end_reason(exit: Exit) -> EndReason {
         Exit::Reset => EndReason::Reset,
         Exit::Timeout => EndReason::Timeout,
         Exit::Interrupted => EndReason::Interrupted,
-        Exit::DebugExit => EndReason::DebugExit,
+        Exit::DebugPort => EndReason::DebugExit,
         Exit::Diverged | Exit::EndOfRecording => EndReason::Failed,
     }
 }

@@ -40,14 +40,6 @@ fn moved(to: Position, from: Position) -> u64 {
 }
 
 impl History {
-    fn change(&mut self, change: Change) -> Result<(), TargetError> {
-        self.0.change(change).map_err(|error| match error {
-            ChangeError::History => read_only(),
-            ChangeError::NoMemory(at) => TargetError::Unmapped(at),
-            ChangeError::InDelivery => failed(error),
-        })
-    }
-
     fn processor(&self) -> &cpu::Vcpu {
         self.0.session().machine().processor()
     }
@@ -55,6 +47,14 @@ impl History {
     fn number(&self, cpu: CpuId) -> Result<u32, TargetError> {
         let number = u32::try_from(cpu).ok().filter(|number| *number < self.processor().cpus());
         number.ok_or(TargetError::NoCpu(cpu))
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), TargetError> {
+        self.0.change(change).map_err(|error| match error {
+            ChangeError::History => read_only(),
+            ChangeError::NoMemory(at) => TargetError::Unmapped(at),
+            ChangeError::InDelivery => failed(error),
+        })
     }
 
     fn lines(&mut self, to: Position) -> Result<Vec<ConsoleLine>, TargetError> {
@@ -125,8 +125,8 @@ impl Target for History {
         if !self.0.in_branch() {
             return Err(read_only());
         }
-        let now = self.registers(cpu)?;
         let number = self.number(cpu)?;
+        let now = self.registers(cpu)?;
         let mut state = self.processor().context(number).clone();
         registers::set(&mut state, &now, to).map_err(failed)?;
         self.change(Change::Registers { cpu: number, state: Box::new(state) })

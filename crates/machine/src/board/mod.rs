@@ -21,6 +21,7 @@ use crate::pci::PciBus;
 use base::{GuestPhys, GuestTime, Position};
 use chipset::{Chipset, Slot};
 use cpu::Bus;
+use cpu::profile::{self, Work};
 use deadlines::Deadlines;
 use devices::{Cx, IrqSink, Outside, ProcessorSignal, Uart, UnixTime};
 use memory::{Ram, RamError};
@@ -249,6 +250,11 @@ impl Board {
         self.chipset.pci.console_room(console)
     }
 
+    /// Whether network card `card` is there and the guest keeps up with the frames that come.
+    pub fn card_has_room(&self, card: u32) -> bool {
+        self.chipset.pci.card_has_room(card)
+    }
+
     /// The guest time of the earliest deadline.
     pub fn next_deadline(&self) -> Option<GuestTime> {
         self.deadlines.earliest()
@@ -256,6 +262,7 @@ impl Board {
 
     /// Runs every deadline that is due at `at`, in the machine's order, until none is.
     pub fn tick(&mut self, at: Position) {
+        let _work = profile::work(Work::Device);
         let now = self.clock.time_at(at);
         // A second time at one position, guest time has jumped or something has come in.
         let late = self.ticked_at.replace(at) == Some(at);
@@ -333,6 +340,7 @@ impl Board {
 
     /// Lets something act on the chipset in the name of `slot`, then applies what it asked for.
     fn on<R>(&mut self, at: Position, slot: Slot, act: impl FnOnce(&mut Chipset, &mut Cx) -> R) -> R {
+        let _work = profile::work(Work::Device);
         let now = self.clock.time_at(at);
         let mut cx = Cx { now, ram: &mut self.ram, irq: &mut self.irq, out: &mut *self.out };
         let result = act(&mut self.chipset, &mut cx);

@@ -22,11 +22,11 @@ pub enum Change {
         /// What stands there now.
         bytes: Vec<u8>,
     },
-    /// The registers of a processor.
+    /// A processor's registers: its whole state, at the same position.
     Registers {
-        /// Its number.
+        /// Which processor.
         cpu: u32,
-        /// Its whole state, at the same position.
+        /// What it holds now.
         state: Box<CpuState>,
     },
     /// Input from outside.
