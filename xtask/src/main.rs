@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod ci;
+mod costs;
 mod soak;
 mod tidy;
 mod workspace;
@@ -32,6 +33,8 @@ enum Chore {
     },
     /// Format, clippy and documentation, without tests
     Lint,
+    /// What recording and replaying cost: paired runs, medians
+    Costs(costs::Options),
     /// The same promise tested over and over: record and replay, boots, kills, damage
     Soak(soak::Options),
     /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Chore::Ci => ci::all(),
         Chore::Test { arguments } => ci::test(&arguments),
         Chore::Lint => ci::lint(),
+        Chore::Costs(options) => costs::costs(&options),
         Chore::Soak(options) => soak::soak(&options),
         Chore::Tidy => tidy::tidy(),
     };

@@ -8,7 +8,7 @@ mod boots;
 mod damage;
 mod kills;
 mod pairs;
-mod place;
+pub mod place;
 #[cfg(test)]
 mod tests;
 
