@@ -4,10 +4,14 @@
 //! that users or the other crates need.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod ci;
 mod costs;
+mod hostile;
+mod selftests;
 mod soak;
 mod tidy;
+mod workloads;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -37,6 +41,14 @@ enum Chore {
     Costs(costs::Options),
     /// The same promise tested over and over: record and replay, boots, kills, damage
     Soak(soak::Options),
+    /// Hostile guests: random code, device accesses, virtqueues and page tables
+    Fuzz(hostile::Options),
+    /// The kernel's own tests of the architecture, natively, in our guest and in QEMU's
+    Selftests(selftests::Options),
+    /// Programs of a Debian guest that check themselves, and what each takes
+    Workloads(workloads::Options),
+    /// Measure Hindsight beside native execution and QEMU
+    Bench(bench::Options),
     /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
     Tidy,
 }
@@ -51,6 +63,10 @@ fn main() -> ExitCode {
         Chore::Lint => ci::lint(),
         Chore::Costs(options) => costs::costs(&options),
         Chore::Soak(options) => soak::soak(&options),
+        Chore::Fuzz(options) => hostile::run(&options),
+        Chore::Selftests(options) => selftests::run(&options),
+        Chore::Workloads(options) => workloads::run(&options),
+        Chore::Bench(options) => bench::bench(&options),
         Chore::Tidy => tidy::tidy(),
     };
     match result {

@@ -33,6 +33,13 @@ pub fn run(program: &str, words: &[&str], variables: &[(&str, &str)]) -> Result 
     }
 }
 
+/// The command line built from this repository.
+pub fn hindsight() -> Result<PathBuf> {
+    run("cargo", &["build", "--release", "--locked", "-p", "hindsight"], &[])?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(target.join("release/hindsight"))
+}
+
 fn output(program: &str, words: &[&str]) -> Result<Vec<u8>> {
     let output = Command::new(program).args(words).current_dir(root()).output();
     let output = output.map_err(|error| format!("{program}: {error}"))?;
@@ -63,4 +70,14 @@ pub fn files() -> Result<Vec<PathBuf>> {
     let names = output("git", &["ls-files", "-z", "--cached", "--others", "--exclude-standard"])?;
     let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
     Ok(names.map(|name| root().join(&*String::from_utf8_lossy(name))).filter(|path| path.is_file()).collect())
+}
+
+/// Where cargo puts what it builds.
+pub fn target() -> Result<PathBuf> {
+    let json = output("cargo", &["metadata", "--format-version=1", "--no-deps", "--offline"])?;
+    let json: Value = serde_json::from_slice(&json).map_err(|error| format!("cargo metadata: {error}"))?;
+    json["target_directory"]
+        .as_str()
+        .map(PathBuf::from)
+        .ok_or_else(|| "cargo has no target folder".to_owned())
 }

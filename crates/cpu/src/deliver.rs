@@ -12,6 +12,7 @@
 
 use crate::core::{Core, Intent, mask};
 use crate::descriptor::{Descriptor, SegmentExt, is_null, selector_error};
+use crate::system::task;
 use crate::walk::Access;
 use crate::{Activity, debug};
 use base::GuestVirt;
@@ -211,6 +212,10 @@ fn handler_segment(core: &mut Core, selector: u16, ext: u32) -> Result<(Descript
     if !descriptor.is_code() || descriptor.segment.dpl() > core.state.cpl {
         return Err(Exception::gp(code));
     }
+    // Handlers of virtual-8086 mode run at CPL 0.
+    if core.state.virtual_8086() && (descriptor.is_conforming_code() || descriptor.segment.dpl() != 0) {
+        return Err(Exception::gp(code));
+    }
     if core.state.long_mode() && (!descriptor.segment.is_long_code() || descriptor.has_bad_size()) {
         return Err(Exception::gp(code));
     }
@@ -330,8 +335,18 @@ fn enter(core: &mut Core, handler: &Handler) {
     }
 }
 
-/// Protected mode without IA-32e: 16- and 32-bit interrupt and trap gates. Task gates are refused
-/// with #GP, as there are no task switches.
+/// A task gate: the handler is a task, which finds an error code on its own stack.
+fn deliver_to_task(core: &mut Core, event: Event, gate: u64) -> Result<(), Exception> {
+    check_gate(core, &event, (gate >> 40) as u8)?;
+    let left = (event.return_rip, event.flags);
+    let size = task::switch(core, (gate >> 16) as u16, task::Reason::Call, left, event.ext())?;
+    match event.error_code {
+        Some(code) => core.push(&[code as u64], size).map_err(|e| add_ext(e, event.ext())),
+        None => Ok(()),
+    }
+}
+
+/// Protected mode without IA-32e: task gates, 16- and 32-bit interrupt and trap gates.
 fn deliver_legacy(core: &mut Core, event: Event) -> Result<(), Exception> {
     let ext = event.ext();
     let at = event.vector as u64 * 8;
@@ -344,6 +359,7 @@ fn deliver_legacy(core: &mut Core, event: Event) -> Result<(), Exception> {
     let size = match access & 0x1f {
         0xe | 0xf => 4,
         6 | 7 => 2,
+        5 => return deliver_to_task(core, event, gate),
         _ => return Err(Exception::gp(event.gate_error())),
     };
     check_gate(core, &event, access)?;
@@ -355,8 +371,12 @@ fn deliver_legacy(core: &mut Core, event: Event) -> Result<(), Exception> {
     core.mark_accessed(&mut code)?;
     let handler = Handler { code, offset, cpl, clears_if: access & 1 == 0 };
     let old_cs = core.state.seg[SegmentIndex::Cs as usize].selector as u64;
-    let mut words = Vec::with_capacity(6);
+    let mut words = Vec::with_capacity(10);
     let inner = cpl < core.state.cpl;
+    let from_virtual = core.state.virtual_8086();
+    if from_virtual {
+        words.extend(DATA_SEGMENTS.map(|index| core.state.seg[index as usize].selector as u64));
+    }
     if inner {
         words.push(core.state.seg[SegmentIndex::Ss as usize].selector as u64);
         words.push(core.state.gpr[gpr::RSP]);
@@ -368,9 +388,16 @@ fn deliver_legacy(core: &mut Core, event: Event) -> Result<(), Exception> {
     } else {
         core.push(&words, size)?
     }
+    if from_virtual {
+        DATA_SEGMENTS.iter().for_each(|index| core.state.seg[*index as usize] = Segment::default());
+    }
     enter(core, &handler);
     Ok(())
 }
+
+/// What an interrupt in virtual-8086 mode pushes first, in order.
+const DATA_SEGMENTS: [SegmentIndex; 4] =
+    [SegmentIndex::Gs, SegmentIndex::Fs, SegmentIndex::Ds, SegmentIndex::Es];
 
 /// Switches to the inner stack that the task state segment names and pushes the frame there, words of
 /// `size` bytes. Without room for it: #SS with the new stack's selector.

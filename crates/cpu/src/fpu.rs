@@ -193,7 +193,7 @@ pub fn fpu_available(state: &CpuState, kind: FpuKind) -> Result<(), Exception> {
         FpuKind::Sse => em || state.cr4 & cr4::OSFXSR == 0,
         FpuKind::Avx => {
             let wanted = xcr0::SSE | xcr0::AVX;
-            state.cr0 & cr0::PE == 0 || state.cr4 & cr4::OSXSAVE == 0 || state.xcr0 & wanted != wanted
+            state.real_segments() || state.cr4 & cr4::OSXSAVE == 0 || state.xcr0 & wanted != wanted
         }
         FpuKind::Xsave => state.cr4 & cr4::OSXSAVE == 0,
     };

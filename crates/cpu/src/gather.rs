@@ -162,6 +162,7 @@ fn mask_move_bytes(core: &mut Core, instr: &Instruction, kind: FpuKind, len: usi
     // The manual leaves open whether bytes that are not selected may fault; with the model's vendor
     // they do.
     let whole = core.linear(segment, base, len, true)?;
+    core.check_alignment(whole, 8)?;
     core.check_write(whole, len, Intent::Explicit)?;
     for i in (0..len).filter(|&i| selected(&mask, i, 1)) {
         let linear = place(core, i)?;

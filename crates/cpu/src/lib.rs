@@ -25,6 +25,7 @@ mod watch;
 
 pub use bus::Bus;
 pub use core::{Core, Flush, Intent};
+pub use engine::profile;
 pub use engine::{CpuError, Exit, PROCESSORS_MAX, Statistics, Vcpu, VcpuConfig};
 pub use fpu::{FpuKind, MXCSR_MASK, fpu_available};
 pub use host::host_features;

@@ -70,6 +70,8 @@ marks! {
     GroupLeader,
     /// An access that needs no check of its own.
     GroupMember,
+    /// One whose addend is still in its register.
+    AddendHeld,
     /// A check for several that could not be passed.
     GroupRefused,
     /// A block translated again without such checks.

@@ -46,6 +46,7 @@ impl CpuState {
             nmi_blocked: false,
             retired: 0,
             shadow_at: u64::MAX,
+            event_at: u64::MAX,
             msr: SystemMsrs {
                 pat: PAT_RESET,
                 // Fast strings.

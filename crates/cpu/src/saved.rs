@@ -51,6 +51,7 @@ pub struct SavedCpu {
     nmi_blocked: bool,
     retired: u64,
     shadow_at: u64,
+    event_at: u64,
     msr: SavedMsrs,
     ymm: Vec<[u8; 32]>,
     x87: Vec<u8>,
@@ -211,6 +212,7 @@ impl CpuState {
             nmi_blocked,
             retired,
             shadow_at,
+            event_at,
             msr,
             fpu,
             apic_id,
@@ -240,6 +242,7 @@ impl CpuState {
             retired: *retired,
             // A shadow that is over reads like none, whatever is left of it.
             shadow_at: if *shadow_at == *retired { *shadow_at } else { u64::MAX },
+            event_at: if *event_at == *retired { *event_at } else { u64::MAX },
             msr: SavedMsrs::of(msr),
             ymm: fpu.ymm.to_vec(),
             x87: x87.x87[..X87_LEN].to_vec(),
@@ -251,7 +254,7 @@ impl CpuState {
 
 impl SavedCpu {
     /// The layout's version; raised with every change.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 
     /// The state again, for a processor of `model`. Fails on a state no such processor can be in.
     pub fn restore(&self, model: &CpuModel) -> Result<CpuState, RestoreError> {
@@ -290,6 +293,7 @@ impl SavedCpu {
             nmi_blocked: self.nmi_blocked,
             retired: self.retired,
             shadow_at: self.shadow_at,
+            event_at: self.event_at,
             msr: self.msr.restore(),
             fpu: self.restore_fpu()?,
             apic_id: self.apic_id,
@@ -366,6 +370,8 @@ impl SavedCpu {
             if code64 { paging::is_canonical(self.rip) || past_the_end } else { self.rip >> 32 == 0 };
         require(rip_valid, "RIP", self.rip)?;
         let shadow_valid = self.shadow_at == u64::MAX || self.shadow_at == self.retired;
-        require(shadow_valid, "interrupt shadow", self.shadow_at)
+        require(shadow_valid, "interrupt shadow", self.shadow_at)?;
+        let event_valid = self.event_at == u64::MAX || self.event_at == self.retired;
+        require(event_valid, "last exception", self.event_at)
     }
 }

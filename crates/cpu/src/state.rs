@@ -109,6 +109,10 @@ pub struct CpuState {
     /// this: set to the count after STI, or after a load of SS, to inhibit at just that boundary
     /// (SDM vol. 3A, 6.8.3). `u64::MAX` when nothing is held back.
     pub shadow_at: u64,
+    /// The count at which an exception or interrupt was last delivered, `u64::MAX` for never. One
+    /// that follows at the same count, no instruction having retired in between, counts as one:
+    /// otherwise a handler that faults at once would keep the processor at one position for ever.
+    pub event_at: u64,
     pub msr: SystemMsrs,
     pub fpu: Fpu,
     /// Initial APIC identifier, as CPUID shows it; 0 in the bootstrap processor.
@@ -123,6 +127,15 @@ impl CpuState {
     /// Whether the processor is in IA-32e mode (EFER.LMA).
     pub fn long_mode(&self) -> bool {
         self.efer & x86::control::efer::LMA != 0
+    }
+    /// Whether the processor is in virtual-8086 mode.
+    pub fn virtual_8086(&self) -> bool {
+        self.rflags & x86::flags::VM != 0
+    }
+    /// Whether segments are paragraphs of memory rather than descriptors: in real mode and in
+    /// virtual-8086 mode.
+    pub fn real_segments(&self) -> bool {
+        self.cr0 & x86::control::cr0::PE == 0 || self.virtual_8086()
     }
     /// The linear address of the next instruction.
     pub fn linear_rip(&self) -> u64 {

@@ -33,7 +33,7 @@ pub use description::target_description;
 pub use listener::{Address, Listener, Stopper};
 pub use place::Place;
 pub use registers::Registers;
-pub use script::startup_script;
+pub use script::{SymbolFile, SymbolPlace, startup_script};
 pub use session::{Ended, ServeError, serve};
 pub use target::{
     Bookmark, Checkpoint, Conditions, ConsoleLine, CpuId, Direction, Stop, Stopped, Target, TargetError,

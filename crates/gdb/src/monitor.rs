@@ -23,6 +23,10 @@ bookmark NAME           name this position; the name is kept in the recording
 bookmarks               the names
 cpus                    what each processor is doing
 info                    the recording and its machine
+branch                  leave history here: registers and memory can be written, and running goes on
+                        into a future without input from outside; history stays as it is
+history                 give the branch up, and be back in history where it began
+type \"TEXT\"             in a branch: type this at the console; \\n ends a line
 physical on|off         take the addresses of memory commands as physical ones, or virtual again
 xp ADDRESS [BYTES]      show physical memory
 help                    this text
@@ -60,6 +64,21 @@ fn run(stub: &mut Stub<'_>, command: &str) -> Result<String, TargetError> {
         ("bookmarks", "") => bookmarks(target),
         ("cpus", "") => Ok(cpus(target)),
         ("info", "") => Ok(info(target)),
+        ("branch", "") => {
+            target.begin_branch()?;
+            Ok(format!("a branch begins at {}; monitor history gives it up", place(target)))
+        }
+        ("history", "") if !target.writable() => Err(TargetError::Failed("this is history".into())),
+        ("history", "") => {
+            target.end_branch()?;
+            Ok(format!("back in history at {}", place(target)))
+        }
+        ("type", "") => Err(TargetError::Failed("type needs a text".into())),
+        ("type", text) => {
+            let bytes = unescape(unquote(text));
+            target.type_bytes(&bytes)?;
+            Ok(format!("{} bytes typed", bytes.len()))
+        }
         ("physical", "on" | "off") => {
             stub.physical = rest == "on";
             Ok(format!("addresses are {} now", if stub.physical { "physical" } else { "virtual" }))
@@ -169,11 +188,30 @@ fn info(target: &mut dyn Target) -> String {
         let _ = writeln!(text, "{name}: {value}");
     }
     text += if target.writable() {
-        "this is a branch: registers and memory may be changed\n"
+        "this is a branch: registers and memory may be changed; monitor history gives it up\n"
     } else {
-        "this is history: registers and memory cannot be changed\n"
+        "this is history: registers and memory cannot be changed; monitor branch begins a branch here\n"
     };
     text
+}
+
+/// A text with `\n`, `\t`, `\r` and `\\` as in C.
+fn unescape(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'\\' => match rest.next() {
+                Some(b'n') => b'\n',
+                Some(b't') => b'\t',
+                Some(b'r') => b'\r',
+                Some(other) => other,
+                None => b'\\',
+            },
+            other => other,
+        });
+    }
+    bytes
 }
 
 fn number(text: &str) -> Option<u64> {

@@ -2,9 +2,27 @@
 
 use std::path::Path;
 
+/// An ELF file with symbols, and where its parts are in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SymbolFile<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// Where it is.
+    pub place: SymbolPlace,
+}
+
+/// Where what a file describes is in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SymbolPlace {
+    /// All of it so many bytes from where the file says.
+    Moved(i64),
+    /// Its sections at these addresses, by name: a relocatable file such as a kernel module.
+    Sections(Vec<(String, u64)>),
+}
+
 /// A gdb script that connects to `address` (from [`crate::Listener::address`]), with symbols from
-/// the given files: an ELF file each, moved by so many bytes.
-pub fn startup_script(address: &str, symbols: &[(&Path, i64)]) -> String {
+/// the given files.
+pub fn startup_script(address: &str, symbols: &[SymbolFile<'_>]) -> String {
     let mut script = String::from(
         "set confirm off\n\
          set pagination off\n\
@@ -15,12 +33,17 @@ pub fn startup_script(address: &str, symbols: &[(&Path, i64)]) -> String {
          set backtrace past-main on\n\
          set backtrace limit 64\n",
     );
-    for (file, offset) in symbols {
-        let file = file.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
-        script += &match offset {
-            0 => format!("add-symbol-file \"{file}\"\n"),
-            offset => format!("add-symbol-file \"{file}\" -o {offset:#x}\n"),
-        };
+    for SymbolFile { path, place } in symbols {
+        let file = path.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
+        script += &format!("add-symbol-file \"{file}\"");
+        match place {
+            SymbolPlace::Moved(0) => {}
+            SymbolPlace::Moved(offset) => script += &format!(" -o {offset:#x}"),
+            SymbolPlace::Sections(sections) => {
+                sections.iter().for_each(|(name, at)| script += &format!(" -s {name} {at:#x}"));
+            }
+        }
+        script.push('\n');
     }
     script += &format!("target remote {address}\n");
     script + COMMANDS

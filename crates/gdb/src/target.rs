@@ -212,6 +212,21 @@ pub trait Target {
     fn info(&mut self) -> Vec<(String, String)>;
     /// Whether registers and memory may be written: true in a branch only.
     fn writable(&self) -> bool;
+    /// Begins a branch here: a machine whose past is that of history up to here, in which registers
+    /// and memory may be written and which runs on without an outside. A branch that is open is given
+    /// up for it.
+    fn begin_branch(&mut self) -> Result<(), TargetError> {
+        Err(TargetError::Failed("this machine has no branches".into()))
+    }
+    /// Gives a branch up and stands in history where it began; nothing happens in history.
+    fn end_branch(&mut self) -> Result<(), TargetError> {
+        Ok(())
+    }
+    /// Lets bytes arrive at the console's serial port; [`TargetError::ReadOnly`] in history.
+    fn type_bytes(&mut self, bytes: &[u8]) -> Result<(), TargetError> {
+        let _ = bytes;
+        Err(TargetError::Failed("this machine has no console".into()))
+    }
     /// Commands of `monitor` beyond this crate's own, such as a later analysis; `None` when there
     /// is no such command.
     fn extra_command(&mut self, command: &str) -> Option<Result<String, TargetError>> {

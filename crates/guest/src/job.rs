@@ -99,6 +99,59 @@ pub fn attach(initrd: Vec<u8>, job: &Job) -> Result<Vec<u8>, GuestError> {
     Ok(crate::archive::join(initrd, &job.archive()?))
 }
 
+/// Most bytes that files for the guest may have together.
+pub const FILES_BYTES_MAX: u64 = 4 << 20;
+
+/// `initrd` with files added, which the small guest finds where its commands start, in `/root`.
+pub fn attach_files(initrd: Vec<u8>, files: &[std::path::PathBuf]) -> Result<Vec<u8>, GuestError> {
+    use std::os::unix::fs::PermissionsExt;
+    let mut archive = Archive::new();
+    let mut bytes = 0;
+    for path in files {
+        let content = std::fs::read(path).map_err(GuestError::at(path))?;
+        let facts = std::fs::metadata(path).map_err(GuestError::at(path))?;
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name =
+            name.ok_or_else(|| GuestError::Usage(format!("{}: its name is not text", path.display())))?;
+        bytes += content.len() as u64;
+        if bytes > FILES_BYTES_MAX {
+            let most = FILES_BYTES_MAX >> 20;
+            return Err(GuestError::Usage(format!("--file: files may have {most} MiB together; use a disk")));
+        }
+        let mode = if facts.permissions().mode() & 0o111 == 0 { 0o644 } else { 0o755 };
+        archive.file(&format!("root/{name}"), mode, content);
+    }
+    let archive = archive.to_bytes().map_err(GuestError::at(Path::new("the archive of --file")))?;
+    Ok(crate::archive::join(initrd, &archive))
+}
+
+/// Whether a guest that was started with this initrd (or the part of it behind the initramfs's own
+/// file) and command line has a job, and if so whether that reads the console until a Control-D.
+pub fn find(initrd: &[u8], command_line: &str) -> Option<bool> {
+    let by_word =
+        command_line.split_whitespace().filter_map(|word| word.strip_prefix("hindsight.mode=")).next_back();
+    if let Some(mode) = by_word {
+        return Some(mode == base64(Mode::Pipe.line().as_bytes()));
+    }
+    // Archives are padded with zeros, and ours are not compressed.
+    let padded = |rest: &[u8]| rest.iter().position(|byte| *byte != 0);
+    let mut rest = &initrd[padded(initrd)?..];
+    loop {
+        let mut entry = cpio::newc::Reader::new(rest).ok()?;
+        if entry.entry().is_trailer() {
+            rest = entry.finish().ok()?;
+            rest = &rest[padded(rest)?..];
+            continue;
+        }
+        if entry.entry().name() == "hindsight/mode" {
+            let mut mode = String::new();
+            std::io::Read::read_to_string(&mut entry, &mut mode).ok()?;
+            return Some(mode == Mode::Pipe.line());
+        }
+        rest = entry.finish().ok()?;
+    }
+}
+
 /// The word as a POSIX shell reads it back unchanged.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,+@%".contains(c);
@@ -210,6 +263,24 @@ mod tests {
             Some("hindsight.command=eHgK hindsight.mode=cGlwZQo=")
         );
         assert_eq!(job(2000).kernel_parameters(), None);
+    }
+
+    #[test]
+    fn a_job_is_found_where_it_was_put() {
+        let job = |mode| Job { script: "x".into(), mode };
+        let terminal = Mode::Terminal { rows: 24, columns: 80, term: "vt100".into() };
+        for (mode, pipe) in [(Mode::Batch, false), (Mode::Pipe, true), (terminal, false)] {
+            let job = job(mode);
+            let initrd = attach(vec![7; 700], &job).unwrap();
+            assert_eq!(find(&initrd[700..], "quiet"), Some(pipe));
+            assert_eq!(find(&[], &format!("quiet {}", job.kernel_parameters().unwrap())), Some(pipe));
+        }
+        let files = attach_files(Vec::new(), &[std::path::PathBuf::from("/etc/passwd")]).unwrap();
+        assert_eq!(find(&files, ""), None);
+        let both = attach(files, &job(Mode::Pipe)).unwrap();
+        assert_eq!(find(&both, ""), Some(true));
+        assert_eq!(find(&[], "quiet"), None);
+        assert_eq!(find(&[0, 1, 2], ""), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The words of the command line.
 
 use crate::failure::Failure;
-use crate::values::{ConsoleTo, Forward, Net, Pos, Seeds, Size, duration};
+use crate::values::{ConsoleTo, Forward, Net, Pos, RecPos, Seeds, Size, duration};
 use base::Position;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -67,6 +67,12 @@ pub struct Demo {
 pub struct Run {
     #[command(flatten)]
     pub guest: GuestOptions,
+    /// Go on living from a place in the past of a recording, which stays as it is: REC@POS, or @POS in
+    /// the latest. The guest and its command are the recorded ones
+    #[arg(long, value_name = "REC@POS", conflicts_with_all = [
+        "kernel", "initrd", "append", "debian", "memory", "cpus", "cpu", "disk", "file", "clock", "seed", "reset", "command",
+    ])]
+    pub from: Option<RecPos>,
     #[command(flatten)]
     pub host: HostOptions,
     /// Run this in the guest; its output is the console's and its exit status becomes ours. One
@@ -89,6 +95,9 @@ pub struct Record {
     /// Take a state hash every so many instructions: a divergence is located that closely at once
     #[arg(long, value_name = "N", default_value_t = timeline::HASH_EVERY, value_parser = clap::value_parser!(u64).range(1..))]
     pub hash_every: u64,
+    /// How much disk checkpoints may take; beyond it old ones are thinned out
+    #[arg(long, value_name = "SIZE", default_value = "4G")]
+    pub checkpoint_budget: Size,
 }
 
 /// `hindsight explore`
@@ -153,6 +162,13 @@ pub struct Replay {
     /// If the replay diverges, find the first instruction that differs
     #[arg(long)]
     pub bisect: bool,
+    /// Tell where the host's time goes, on standard error or in FILE, and write a map of the
+    /// translated code for perf
+    #[arg(long, value_name = "FILE", require_equals = true)]
+    pub profile_engine: Option<Option<PathBuf>>,
+    /// Begin the profile there, rather than at power-on
+    #[arg(long, value_name = "POS", requires = "profile_engine")]
+    pub profile_from: Option<Pos>,
     #[command(flatten)]
     pub host: HostOptions,
 }
@@ -169,9 +185,9 @@ pub struct Debug {
     /// Serve gdb at HOST:PORT, :PORT or the path of a socket, instead of starting it
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
-    /// A vmlinux with debug information for the guest's kernel
+    /// Debug information: a vmlinux of the guest's kernel, or the .ko of a loaded module (repeatable)
     #[arg(long, value_name = "FILE")]
-    pub symbols: Option<PathBuf>,
+    pub symbols: Vec<PathBuf>,
 }
 
 /// `hindsight info`
@@ -217,12 +233,28 @@ pub struct Pack {
 pub enum Guest {
     /// Make a bootable Debian root image, without root
     Make(GuestMake),
+    /// Build a kernel module for the small guest's kernel, without root
+    Module(GuestModule),
     /// Fetch Debian's kernel and busybox again, and print where they are
     Fetch {
         /// Which of Debian's kernels
         #[arg(long, value_name = "KERNEL", default_value = "cloud")]
         debian: Debian,
     },
+}
+
+/// `hindsight guest module`
+#[derive(Debug, Args)]
+pub struct GuestModule {
+    /// The folder with the sources and a Kbuild file
+    #[arg(value_name = "FOLDER")]
+    pub sources: PathBuf,
+    /// The folder that the .ko goes to
+    #[arg(short, long, value_name = "FOLDER", default_value = ".")]
+    pub output: PathBuf,
+    /// For which of Debian's kernels
+    #[arg(long, value_name = "KERNEL", default_value = "cloud")]
+    pub debian: Debian,
 }
 
 /// `hindsight guest make`
@@ -277,6 +309,9 @@ pub struct GuestOptions {
     /// Disk image, raw or qcow2; never written to (repeatable)
     #[arg(long, value_name = "FILE")]
     pub disk: Vec<PathBuf>,
+    /// Put a file into the guest's /root, where commands start (repeatable, 4M in all)
+    #[arg(long, value_name = "FILE")]
+    pub file: Vec<PathBuf>,
     /// Network: none, user, tap=INTERFACE or unix=PATH
     #[arg(long, default_value = "none")]
     pub net: Net,

@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 const MEMORY_MIN_BYTES: u64 = 16 << 20;
 /// The most: beyond, guest physical addresses would need more than the model's 40 bits.
 const MEMORY_MAX_BYTES: u64 = 512 << 30;
+/// No kernel's file is larger; a disk image given by mistake is not read into memory.
+const KERNEL_FILE_MAX_BYTES: u64 = 1 << 30;
 /// Where Linux runs from unless its header says otherwise.
 const KERNEL_LOAD_ADDRESS: u64 = 0x100_0000;
 
@@ -50,6 +52,14 @@ pub fn plan(
             check_file(option, file)?;
         }
     }
+    if !options.file.is_empty() && (root_disk || options.kernel.is_some() && options.initrd.is_none()) {
+        return Err(Failure::usage(
+            "--file needs a guest that starts from an initrd; with a disk, put it there",
+        ));
+    }
+    for file in &options.file {
+        check_file("--file", file)?;
+    }
     let job = (!command.is_empty()).then(|| Job::from_words(command, mode));
     let (kernel, initrd) = images(options, job.is_some() || root_disk)?;
     let image = KernelImage::read(&kernel)?;
@@ -72,6 +82,7 @@ pub fn plan(
     Ok(GuestPlan {
         kernel,
         initrd,
+        files: options.file.clone(),
         job,
         append,
         memory_bytes: memory.bytes,
@@ -209,6 +220,9 @@ impl KernelImage {
         let read = file.by_ref().take(0x270).read_to_end(&mut head);
         read.map_err(|error| unusable(&error.to_string()))?;
         if head.get(0x202..0x206) != Some(b"HdrS") {
+            if bytes > KERNEL_FILE_MAX_BYTES {
+                return Err(unusable("is not a kernel: it is too large"));
+            }
             let file = std::fs::read(path).map_err(|error| unusable(&error.to_string()))?;
             let end = machine::boot::kernel_end(path, &file).map_err(Failure::usage)?;
             return Ok(Self { end });
@@ -220,12 +234,13 @@ impl KernelImage {
             |at: usize| u64::from(u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
         let setup_sectors = if head[0x1f1] == 0 { 4 } else { u64::from(head[0x1f1]) };
         let whole = (setup_sectors + 1) * 512 + long(0x1f4) * 16;
-        if bytes < whole {
+        // The size counts whole paragraphs; a build may leave out the last one's padding.
+        if bytes + 15 < whole {
             return Err(unusable(&format!("is truncated: it has {bytes} of {whole} bytes")));
         }
         let version = u16::from_le_bytes([head[0x206], head[0x207]]);
         if version < 0x20c {
-            return Err(unusable("is too old: its boot protocol is before 2.12, without a 64-bit entry"));
+            return Err(unusable("is too old: its boot protocol is before 2.12"));
         }
         Ok(Self { end: KERNEL_LOAD_ADDRESS + long(0x260) })
     }

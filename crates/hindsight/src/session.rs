@@ -16,7 +16,7 @@ use crate::values::{Forward, Net, Pos};
 use guest::job::Job;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
-use timeline::Tuning;
+use timeline::{Spacing, Tuning};
 
 /// A guest, complete and checked: every file existed and was readable a moment ago.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct GuestPlan {
     pub kernel: PathBuf,
     /// Initial RAM disk, without the job; see [`GuestPlan::initrd`].
     pub initrd: Option<PathBuf>,
+    /// Files to put into the guest.
+    pub files: Vec<PathBuf>,
     /// The command to run.
     pub job: Option<Job>,
     /// The kernel's command line, final.
@@ -60,7 +62,10 @@ impl GuestPlan {
     /// The initrd's bytes as the guest gets them: the file, and the job's archive after it.
     pub fn initrd(&self) -> Result<Option<Vec<u8>>, Failure> {
         let Some(path) = &self.initrd else { return Ok(None) };
-        let bytes = read(path)?;
+        let mut bytes = read(path)?;
+        if !self.files.is_empty() {
+            bytes = guest::job::attach_files(bytes, &self.files)?;
+        }
         Ok(Some(match &self.job {
             Some(job) => guest::job::attach(bytes, job)?,
             None => bytes,
@@ -86,10 +91,36 @@ pub struct HostSide {
     pub progress: Progress,
     /// What has no effect on the guest.
     pub tuning: Tuning,
-    /// Instructions between checkpoints of a recording; `None` takes none.
-    pub checkpoint_every: Option<u64>,
     /// Instructions between state hashes of a recording.
     pub hash_every: u64,
+    /// The checkpoints of a recording; `None` takes none.
+    pub checkpoints: Option<Spacing>,
+    /// Where a profile of ourselves goes and where in the replay it begins, if one is wanted.
+    pub profile: Option<(ProfileTo, Option<Pos>)>,
+}
+
+/// A place in the past of a recording to go live from.
+#[derive(Clone, Debug)]
+pub struct BranchPlan {
+    /// A folder or packed file.
+    pub recording: PathBuf,
+    /// Where in it.
+    pub at: Pos,
+    /// Where the network card leads now; nowhere, if the guest has none.
+    pub net: Net,
+    /// Only with [`Net::User`].
+    pub forwards: Vec<Forward>,
+    /// Whether somebody or something may give the console input.
+    pub input: bool,
+}
+
+/// Where a profile goes.
+#[derive(Debug)]
+pub enum ProfileTo {
+    /// Standard error.
+    Stderr,
+    /// An open file, and its path for messages.
+    File(std::fs::File, PathBuf),
 }
 
 /// What a run, recording or replay came to.
@@ -107,6 +138,8 @@ pub struct Outcome {
     pub job_status: Option<u8>,
     /// What the guest wrote to the debug-exit port, which ended the run.
     pub debug_exit: Option<u32>,
+    /// Whether a job was to run.
+    pub with_job: bool,
     /// One line about the end for people, such as where a replay diverged.
     pub note: Option<String>,
 }
@@ -127,6 +160,8 @@ pub struct Ready {
     pub address: String,
     /// What to tell a gdb that is started for this: symbols, and to connect.
     pub script: String,
+    /// A file of the guest kernel's own names, for gdb's `add-symbol-file`.
+    pub symbols: Option<PathBuf>,
 }
 
 /// What the machine's side has to be able to do.
@@ -142,6 +177,14 @@ pub trait Machine {
         folder: &Path,
         host: HostSide,
     ) -> Result<(Outcome, RecordFigures), Failure>;
+
+    /// Goes live from a place in the past; without a folder, without a recording.
+    fn branch(
+        &self,
+        plan: &BranchPlan,
+        folder: Option<&Path>,
+        host: HostSide,
+    ) -> Result<(Outcome, Option<RecordFigures>), Failure>;
 
     /// Replays a recording (a folder or a packed file) up to `to`, checking every hash; with
     /// `bisect`, a divergence is narrowed down to its first instruction.
@@ -159,7 +202,7 @@ pub trait Machine {
         &self,
         recording: &Path,
         at: Option<Pos>,
-        symbols: Option<&Path>,
+        symbols: &[PathBuf],
         listen: &Listen,
         ready: &mut dyn FnMut(&Ready),
         stop: &Stop,

@@ -16,7 +16,8 @@ pub enum Exit {
     /// The guest powered off after its job had reported a status.
     Command,
     /// The guest wrote to the debug-exit port.
-    DebugExit,
+    #[serde(rename = "debug-exit")]
+    DebugPort,
     /// The guest's kernel panicked.
     Panic,
     /// A fault in the double-fault handler.
@@ -110,7 +111,7 @@ pub fn exit_status(outcome: &Outcome, stopped: Option<Reason>, with_job: bool) -
             outcome.job_status.unwrap_or(if with_job { Failure::HOST } else { 0 })
         }
         // As QEMU's process does, of which a status has only the low byte.
-        Exit::DebugExit => (outcome.debug_exit.unwrap_or(0) << 1 | 1) as u8,
+        Exit::DebugPort => (outcome.debug_exit.unwrap_or(0) << 1 | 1) as u8,
         Exit::EndOfRecording => 0,
         Exit::Panic | Exit::TripleFault | Exit::Reset => Failure::GUEST,
         Exit::Timeout => Failure::TIMEOUT,
@@ -128,7 +129,7 @@ pub fn notice(outcome: &Outcome, with_job: bool) -> Option<&'static str> {
         Exit::Poweroff | Exit::Command if with_job && outcome.job_status.is_none() => {
             Some("the guest powered off before its command had ended")
         }
-        Exit::Poweroff | Exit::Command | Exit::DebugExit | Exit::EndOfRecording | Exit::Interrupted => None,
+        Exit::Poweroff | Exit::Command | Exit::DebugPort | Exit::EndOfRecording | Exit::Interrupted => None,
         Exit::Panic => Some("the guest's kernel panicked"),
         Exit::TripleFault => Some("the guest triple-faulted"),
         Exit::Reset => Some("the guest reset itself"),
@@ -149,6 +150,7 @@ mod tests {
             exit,
             job_status,
             debug_exit: None,
+            with_job: false,
             note: None,
         }
     }
@@ -163,7 +165,7 @@ mod tests {
         assert_eq!(status(Exit::TripleFault, None, false), 3);
         assert_eq!(status(Exit::Reset, None, false), 3);
         assert_eq!(status(Exit::Diverged, None, false), 4);
-        let debug = Outcome { debug_exit: Some(0x110), ..outcome(Exit::DebugExit, None) };
+        let debug = Outcome { debug_exit: Some(0x110), ..outcome(Exit::DebugPort, None) };
         assert_eq!(exit_status(&debug, None, false), 0x21);
         assert_eq!(status(Exit::Timeout, None, false), 124);
         let signal =

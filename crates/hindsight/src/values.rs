@@ -130,6 +130,25 @@ impl fmt::Display for Pos {
     }
 }
 
+/// A place in a recording, REC@POS: the last `@` parts them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecPos {
+    /// A path or a name; the latest recording, when left out.
+    pub recording: Option<String>,
+    /// Where in it.
+    pub at: Pos,
+}
+
+impl FromStr for RecPos {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let (recording, at) = text.rsplit_once('@').ok_or("a place in a recording is REC@POS")?;
+        let recording = (!recording.is_empty()).then(|| recording.to_owned());
+        Ok(Self { recording, at: at.parse()? })
+    }
+}
+
 /// A span of the host's time: `90`, `1.5`, `90s`, `5m`, `1h`.
 pub fn duration(text: &str) -> Result<Duration, ValueError> {
     let wrong = || "a time is a number of seconds, such as 90 or 1.5, or has s, m or h".to_owned();
@@ -202,6 +221,17 @@ mod tests {
             assert_eq!(pos(wrong), None, "{wrong}");
         }
         assert_eq!(pos("99999999999999999999"), None);
+    }
+
+    #[test]
+    fn places_in_a_recording() {
+        let from = |text: &str| text.parse::<RecPos>().ok().map(|from| (from.recording, from.at));
+        assert_eq!(from("a@50%"), Some((Some("a".into()), Pos::Share(0.5))));
+        assert_eq!(from("./x@y/rec@end"), Some((Some("./x@y/rec".into()), Pos::End)));
+        assert_eq!(from("@0x10"), Some((None, Pos::Count(16))));
+        for wrong in ["", "rec", "50%", "rec@", "@", "rec@here"] {
+            assert_eq!(from(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

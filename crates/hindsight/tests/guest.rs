@@ -36,12 +36,42 @@ fn a_run_a_recording_and_its_replay_are_the_same_to_the_last_bit() {
     assert_eq!(facts(&recorded), facts(&first));
     assert_eq!(fs::read(place.path("third")).unwrap(), console);
 
-    let replay = ["replay", "./a recording", "--chaos", "3", "--json", "--console", "fourth"];
+    // Being profiled makes no difference either.
+    let replay = [
+        "replay",
+        "./a recording",
+        "--chaos",
+        "3",
+        "--profile-engine=profile",
+        "--json",
+        "--console",
+        "fourth",
+    ];
     let replayed = place.hindsight(&replay).with_status(0).json();
     assert_eq!(facts(&replayed), facts(&first));
     assert_eq!(replayed["exit"], "end-of-recording");
     assert!(replayed["hashes_checked"].as_u64().unwrap() >= 2);
     assert_eq!(fs::read(place.path("fourth")).unwrap(), console);
+    is_a_profile(&fs::read_to_string(place.path("profile")).unwrap());
+}
+
+/// Looks for what a profile of any guest has, and takes away the map it names.
+fn is_a_profile(text: &str) {
+    for part in
+        ["%  translated code, kernel", "%  translated code, user", "%  translation", "per million of "]
+    {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    // The kernel's functions have their names.
+    let functions = text.lines().skip_while(|line| !line.starts_with("translated code by guest function"));
+    let named = functions.filter(|line| line.contains("%  ") && !line.contains(" page 0x")).count();
+    assert!(named >= 10, "{text}");
+    let map =
+        text.lines().find_map(|line| line.strip_prefix("map of the translated code for perf: ")).unwrap();
+    let lines = fs::read_to_string(map).unwrap();
+    fs::remove_file(map).unwrap();
+    let words: Vec<_> = lines.lines().next().unwrap().splitn(3, ' ').collect();
+    assert!(words.len() == 3 && u64::from_str_radix(words[0], 16).is_ok() && words[2].starts_with("guest:"));
 }
 
 #[test]

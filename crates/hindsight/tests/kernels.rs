@@ -6,9 +6,12 @@
 //! for those marked with `!`, in which its translator does not do what the manual says. Without gcc
 //! the tests are skipped with a message, but never in CI.
 
+use base::Position;
+use recording::{HashCache, Recording};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use timeline::{Pause, Travel, Tuning, Until};
 
 const INITRD: &[u8] = b"abcd1234\n";
 const MEMORY: &str = "64M";
@@ -25,6 +28,8 @@ struct Given {
 const MODES: Given = Given { name: "modes", files: false, status: 0x21 };
 const PAGING: Given = Given { name: "paging", files: false, status: 0x21 };
 const FAULTS: Given = Given { name: "faults", files: false, status: 0x21 };
+const VM86: Given = Given { name: "vm86", files: false, status: 0x21 };
+const TASKS: Given = Given { name: "tasks", files: false, status: 0x21 };
 const MULTIBOOT: Given = Given { name: "multiboot", files: true, status: 0x43 };
 const PVH: Given = Given { name: "pvh", files: true, status: 1 };
 
@@ -146,8 +151,13 @@ fn comparable(console: &str) -> Vec<&str> {
 fn qemu_agrees(given: Given) {
     let place = Place::new();
     let Some(kernel) = place.kernel(given.name, false) else { return };
-    let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.arg("-kernel").arg(&kernel).args(["-m", MEMORY, "-cpu", "max", "-display", "none"]);
+    if tool(Command::new("qemu-system-x86_64").arg("--version")).is_none() {
+        return;
+    }
+    let mut qemu = Command::new("timeout");
+    qemu.args(["120", "qemu-system-x86_64", "-kernel"])
+        .arg(&kernel)
+        .args(["-m", MEMORY, "-cpu", "max", "-display", "none"]);
     qemu.args(["-no-reboot", "-serial", "none", "-monitor", "none", "-nic", "none"]);
     qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-debugcon", "file:qemu"]);
     if given.files {
@@ -178,6 +188,16 @@ fn protected_mode_raises_the_exceptions_of_the_manual() {
 }
 
 #[test]
+fn virtual_8086_mode_asks_iopl_and_the_io_map() {
+    finds_what_it_should(VM86);
+}
+
+#[test]
+fn tasks_switch_by_calls_jumps_gates_and_returns() {
+    finds_what_it_should(TASKS);
+}
+
+#[test]
 fn a_multiboot_kernel_gets_its_information() {
     finds_what_it_should(MULTIBOOT);
 }
@@ -185,6 +205,48 @@ fn a_multiboot_kernel_gets_its_information() {
 #[test]
 fn a_pvh_kernel_gets_its_information() {
     finds_what_it_should(PVH);
+}
+
+/// In whatever mode a position is, it is one state, come to from the start, by a seek, or backwards.
+#[test]
+fn positions_in_every_mode_can_be_travelled_to() {
+    let place = Place::new();
+    for given in [MODES, FAULTS, VM86, TASKS] {
+        let Some(kernel) = place.kernel(given.name, true) else { return };
+        let folder = place.path(given.name);
+        let more = ["-o", folder.to_str().unwrap(), "--checkpoint-every", "3000"];
+        place.run("record", &kernel, given, &more);
+        let open = || {
+            let recording = Recording::open(&folder).unwrap();
+            Travel::open(recording, &Tuning::default(), &mut HashCache::for_user()).unwrap()
+        };
+        let to = |at: u64| Until { position: Some(Position::from_count(at)), ..Until::default() };
+        let mut straight = open();
+        let places: Vec<u64> = (1..straight.end().count()).step_by(97).collect();
+        let hashes: Vec<_> = places
+            .iter()
+            .map(|at| {
+                assert_eq!(straight.run_until(&to(*at), &|| false).unwrap(), Pause::Position);
+                straight.session_mut().state_hash().unwrap()
+            })
+            .collect();
+        let mut travel = open();
+        // Every place once, in an order of jumps.
+        for turn in 0..places.len() {
+            let n = turn * 59 % places.len();
+            travel.seek(Position::from_count(places[n])).unwrap();
+            assert_eq!(travel.session_mut().state_hash().unwrap(), hashes[n], "sought {}", places[n]);
+            if n > 0 && turn % 8 == 0 {
+                travel.run_back_until(&to(places[n - 1]), &|| false).unwrap();
+                assert_eq!(
+                    travel.session_mut().state_hash().unwrap(),
+                    hashes[n - 1],
+                    "back to {}",
+                    places[n - 1]
+                );
+            }
+        }
+    }
 }
 
 #[test]
@@ -200,6 +262,16 @@ fn qemu_agrees_about_paging() {
 #[test]
 fn qemu_agrees_about_exceptions() {
     qemu_agrees(FAULTS);
+}
+
+#[test]
+fn qemu_agrees_about_virtual_8086_mode() {
+    qemu_agrees(VM86);
+}
+
+#[test]
+fn qemu_agrees_about_tasks() {
+    qemu_agrees(TASKS);
 }
 
 #[test]
@@ -238,4 +310,36 @@ fn without_the_option_the_debug_ports_are_not_there() {
     let output = place.hindsight(&["run", "--kernel", kernel.to_str().unwrap(), "--memory", MEMORY]);
     assert!(output.stdout.is_empty());
     assert_eq!(output.status.code(), Some(0), "it halts for ever, which ends the run");
+}
+
+/// Debian's kernel and initrd; `None`, with a message, where they cannot be had.
+fn debian() -> Option<guest::SmallGuest> {
+    let cache = std::env::var_os("HINDSIGHT_TEST_CACHE")
+        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"), PathBuf::from);
+    let cache = guest::Cache::at(cache.join("hindsight"));
+    guest::SmallGuest::obtain(&cache, guest::Flavour::Cloud, &mut |_| {})
+        .inspect_err(|error| {
+            assert!(!in_ci(), "no guest to test with: {error}");
+            eprintln!("skipped, there is no guest to test with: {error}");
+        })
+        .ok()
+}
+
+#[test]
+fn a_vmlinux_boots_through_its_pvh_entry() {
+    let Some(debian) = debian() else { return };
+    let place = Place::new();
+    let image = std::fs::read(debian.kernel).unwrap();
+    std::fs::write(place.path("vmlinux"), symbols::image::vmlinux(&image).unwrap()).unwrap();
+    let initrd = debian.initrd.to_str().unwrap();
+    // The kernel notes its loader's number; its PVH entry fills in 0xb0.
+    let command = "grep -o one=two /proc/cmdline; \
+        dd if=/sys/kernel/boot_params/data bs=1 skip=528 count=1 2>/dev/null | od -An -tx1; exit 42";
+    let words = ["run", "--kernel", "vmlinux", "--initrd", initrd, "--append", "console=ttyS0 one=two quiet"];
+    let output = place.hindsight(&[&words[..], &["--timeout", "120", "--", command]].concat());
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(42), "{said}");
+    let lines: Vec<&str> = said.lines().map(str::trim).collect();
+    assert_eq!(lines, ["one=two", "b0"]);
 }

@@ -52,7 +52,9 @@ fn neighbours_on_two_pages() {
 fn random_programs_do_in_the_engine_what_they_do_on_the_host() {
     let long = Options { exclude: UNLIKE_HOST.to_vec(), ..Options::default() };
     let compatibility = Options { compatibility_percent: 100, ..long.clone() };
+    let aligned = Options { alignment_check: true, ..long.clone() };
     let mut report = run(0x1000_0000, SEEDS, &long);
+    report.merge(run(0x3000_0000, SEEDS / 8, &aligned));
     if HostExecutor::new().expect("this host can run cases").runs_compatibility_mode() {
         report.merge(run(0x2000_0000, SEEDS / 2, &compatibility));
     } else {

@@ -11,6 +11,7 @@
 #![deny(unsafe_code)]
 
 mod bookmarks;
+mod branch;
 mod checkpoints;
 mod chunk;
 mod error;
@@ -30,6 +31,7 @@ mod varint;
 mod writer;
 
 pub use bookmarks::{Bookmark, Bookmarks};
+pub use branch::{copy_checkpoints, copy_events, copy_images};
 pub use checkpoints::{
     Change, Checkpoint, Checkpoints, Draft, Options, PAGE_BYTES, Page, SPACE_RAM, StoredPage,
 };

@@ -3,6 +3,7 @@
 //! gdb looks an address up in the section that contains it, so the parts of the kernel are there as
 //! sections without contents; memory is always read from the machine.
 
+use crate::modules::Module;
 use crate::{Error, Symbol, Symbols};
 use object::Endianness;
 use object::elf;
@@ -22,17 +23,22 @@ struct Part {
 }
 
 /// Writes the file: a kernel's symbols, frames as [`crate::orc::debug_frame`] makes them (may be
-/// empty), and other code outside of the kernel's image, such as modules, by name.
-pub fn write(kernel: &Symbols, frames: &[u8], others: &[(String, Symbols)]) -> Result<Vec<u8>, Error> {
+/// empty), and modules, by name.
+pub fn write(kernel: &Symbols, frames: &[u8], others: &[&Module]) -> Result<Vec<u8>, Error> {
     let mut parts = parts(kernel);
-    for (name, symbols) in others {
-        if let (Some(first), Some(last)) = (symbols.all().first(), symbols.all().last()) {
+    for module in others {
+        if let (Some(first), Some(last)) = (module.symbols.all().first(), module.symbols.all().last()) {
             let end = last.address.saturating_add(4096);
-            parts.push(Part { name: format!(".text.{name}"), start: first.address, end, code: true });
+            parts.push(Part {
+                name: format!(".text.{}", module.name),
+                start: first.address,
+                end,
+                code: true,
+            });
         }
     }
     let mut all: Vec<(&Symbol, u64)> = sized(kernel).collect();
-    all.extend(others.iter().flat_map(|(_, symbols)| sized(symbols)));
+    all.extend(others.iter().flat_map(|module| sized(&module.symbols)));
     // Local symbols come first.
     all.sort_by_key(|(symbol, _)| symbol.is_global());
     File { parts, symbols: all, frames }.write()

@@ -61,8 +61,11 @@ pub fn elf_symbols(file: &[u8]) -> Result<Symbols, Error> {
     Ok(Symbols::new(named.collect()))
 }
 
-/// The ELF file in an image: itself, or the decompressed payload.
-fn vmlinux(image: &[u8]) -> Result<Vec<u8>, Error> {
+/// The ELF file in an image: itself, or the decompressed payload of a bzImage.
+///
+/// # Errors
+/// When the image is neither, or its payload does not decompress to an ELF file.
+pub fn vmlinux(image: &[u8]) -> Result<Vec<u8>, Error> {
     if image.starts_with(b"\x7fELF") {
         return Ok(image.to_vec());
     }

@@ -15,10 +15,11 @@
 //! are recovered.
 
 use crate::memory::u16_at;
+use crate::modules::Module;
 use crate::{Extents, Symbols};
 
-const ROW_BYTES: u64 = 6;
-const ROWS_MAX: u64 = 4 << 20;
+pub(crate) const ROW_BYTES: usize = 6;
+const ROWS_MAX: usize = 4 << 20;
 
 /// DWARF numbers of registers (System V ABI for x86-64, figure 3.36).
 const RBP: u8 = 6;
@@ -48,14 +49,92 @@ struct Row {
     kind: Kind,
 }
 
-/// The contents of a `.debug_frame` section for a kernel; empty when it has no ORC tables.
-pub fn debug_frame(extents: &Extents, symbols: &Symbols) -> Vec<u8> {
-    let rows = rows(extents, symbols).unwrap_or_default();
+/// The tables of a kernel or module as they are in memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Tables {
+    /// Where `places` is.
+    pub at: u64,
+    /// Of each row the distance of its address from the distance itself, an i32.
+    pub places: Vec<u8>,
+    /// As many rows.
+    pub rows: Vec<u8>,
+}
+
+impl Tables {
+    fn of_kernel(extents: &Extents, symbols: &Symbols) -> Option<Self> {
+        let start = symbols.address("__start_orc_unwind")?;
+        let end = symbols.address("__stop_orc_unwind")?;
+        let at = symbols.address("__start_orc_unwind_ip")?;
+        let count = (end.checked_sub(start)? / ROW_BYTES as u64) as usize;
+        if count > ROWS_MAX {
+            return None;
+        }
+        let rows = extents.bytes(start, count * ROW_BYTES)?.to_vec();
+        Some(Self { at, places: extents.bytes(at, 4 * count)?.to_vec(), rows })
+    }
+
+    /// Calls are by far the most: their number tells which numbering this is.
+    fn is_new(&self) -> bool {
+        let calls = self.rows.chunks_exact(ROW_BYTES).filter(|row| flags(row) >> 8 & 7 == 2).count();
+        calls > self.rows.len() / ROW_BYTES / 2
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = u64> + '_ {
+        self.places.chunks_exact(4).enumerate().map(|(i, place)| {
+            let distance = i32::from_le_bytes(place.try_into().unwrap_or_default());
+            self.at.wrapping_add(4 * i as u64).wrapping_add(i64::from(distance) as u64)
+        })
+    }
+
+    /// Whether all rows are of addresses in this range and in order.
+    pub fn is_about(&self, range: std::ops::Range<u64>) -> bool {
+        let addresses: Vec<u64> = self.addresses().collect();
+        addresses.iter().all(|at| range.contains(at)) && addresses.is_sorted()
+    }
+
+    fn decode(&self, new: bool) -> Vec<Row> {
+        let row = |(at, row): (u64, &[u8])| Row {
+            at,
+            sp_offset: i64::from(u16_at(row, 0).unwrap_or(0) as i16),
+            bp_offset: i64::from(u16_at(row, 2).unwrap_or(0) as i16),
+            sp_reg: (flags(row) & 15) as u8,
+            bp_reg: (flags(row) >> 4 & 15) as u8,
+            kind: kind(flags(row), new),
+        };
+        let rows: Vec<Row> = self.addresses().zip(self.rows.chunks_exact(ROW_BYTES)).map(row).collect();
+        if rows.is_sorted_by_key(|row| row.at) { rows } else { Vec::new() }
+    }
+}
+
+fn flags(row: &[u8]) -> u16 {
+    u16_at(row, 4).unwrap_or(0)
+}
+
+/// The contents of a `.debug_frame` section for a kernel and its modules; empty when the kernel has no
+/// ORC tables.
+pub fn debug_frame(extents: &Extents, symbols: &Symbols, modules: &[Module]) -> Vec<u8> {
+    let Some(kernel) = Tables::of_kernel(extents, symbols) else { return Vec::new() };
+    let new = kernel.is_new();
+    let rows = kernel.decode(new);
+    if rows.is_empty() {
+        return Vec::new();
+    }
     let mut section = Vec::new();
-    let plain = cie(&mut section, false);
-    let signal = cie(&mut section, true);
+    let cies = [cie(&mut section, false), cie(&mut section, true)];
+    functions(&mut section, cies, symbols, &rows);
+    for module in modules {
+        let rows = module.orc.as_ref().map(|tables| tables.decode(new));
+        functions(&mut section, cies, &module.symbols, &rows.unwrap_or_default());
+    }
+    section
+}
+
+/// Appends an entry for each function; `cies` are the common ones of plain and interrupted frames.
+fn functions(section: &mut Vec<u8>, cies: [u32; 2], symbols: &Symbols, rows: &[Row]) {
     let mut starts: Vec<u64> =
         symbols.all().iter().filter(|symbol| symbol.is_code()).map(|symbol| symbol.address).collect();
+    // The last row is where code ends.
+    starts.extend(rows.last().map(|row| row.at).filter(|end| starts.last().is_some_and(|last| last < end)));
     starts.dedup();
     for pair in starts.windows(2) {
         let first = rows.partition_point(|row| row.at <= pair[0]).saturating_sub(1);
@@ -66,44 +145,8 @@ pub fn debug_frame(extents: &Extents, symbols: &Symbols) -> Vec<u8> {
             continue;
         }
         let interrupted = of_function.iter().any(|row| matches!(row.kind, Kind::Regs | Kind::PartialRegs));
-        fde(
-            &mut section,
-            if interrupted { signal } else { plain },
-            interrupted,
-            (pair[0], bytes),
-            of_function,
-        );
+        fde(section, cies[usize::from(interrupted)], interrupted, (pair[0], bytes), of_function);
     }
-    if rows.is_empty() { Vec::new() } else { section }
-}
-
-fn rows(extents: &Extents, symbols: &Symbols) -> Option<Vec<Row>> {
-    let start = symbols.address("__start_orc_unwind")?;
-    let end = symbols.address("__stop_orc_unwind")?;
-    let places = symbols.address("__start_orc_unwind_ip")?;
-    let count = end.checked_sub(start)? / ROW_BYTES;
-    if count > ROWS_MAX {
-        return None;
-    }
-    let table = extents.bytes(start, (count * ROW_BYTES) as usize)?;
-    let ips = extents.bytes(places, 4 * count as usize)?;
-    let flags = |row: &[u8]| u16_at(row, 4).unwrap_or(0);
-    // Calls are by far the most: their number tells which numbering this is.
-    let new = table.chunks_exact(6).filter(|row| flags(row) >> 8 & 7 == 2).count() > table.len() / 12;
-    let row = |(i, (row, ip)): (usize, (&[u8], &[u8]))| {
-        let distance = i32::from_le_bytes(ip.try_into().unwrap_or_default());
-        let flags = flags(row);
-        Row {
-            at: places.wrapping_add(4 * i as u64).wrapping_add(i64::from(distance) as u64),
-            sp_offset: i64::from(u16_at(row, 0).unwrap_or(0) as i16),
-            bp_offset: i64::from(u16_at(row, 2).unwrap_or(0) as i16),
-            sp_reg: (flags & 15) as u8,
-            bp_reg: (flags >> 4 & 15) as u8,
-            kind: kind(flags, new),
-        }
-    };
-    let rows: Vec<Row> = table.chunks_exact(6).zip(ips.chunks_exact(4)).enumerate().map(row).collect();
-    rows.windows(2).all(|pair| pair[0].at <= pair[1].at).then_some(rows)
 }
 
 fn kind(flags: u16, new: bool) -> Kind {

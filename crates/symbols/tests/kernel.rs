@@ -2,6 +2,7 @@
 //! `HINDSIGHT_TEST_KERNEL` names a vmlinuz.
 
 use std::process::Command;
+use symbols::modules::Module;
 use symbols::{Error, Extents, Symbol, Symbols, elf, image, modules, orc, slide};
 
 const BASE: u64 = 0xffff_ffff_9a00_0000;
@@ -195,9 +196,9 @@ fn modules_are_recognized_by_what_they_point_to() {
     };
     let found = modules::list(&Symbols::new(made()), &mut read);
     assert_eq!(found.len(), 1);
-    assert_eq!(found[0].0, "buggy");
+    assert_eq!(found[0].name, "buggy");
     let names: Vec<_> =
-        found[0].1.all().iter().map(|s| (s.name.as_str(), s.kind, s.address - place)).collect();
+        found[0].symbols.all().iter().map(|s| (s.name.as_str(), s.kind, s.address - place)).collect();
     assert_eq!(names, [("buggy_write", 't', 0x500), ("buggy_list", 'd', 0x600)]);
 }
 
@@ -222,9 +223,9 @@ fn gdb(file: &[u8], commands: &[&str]) -> Option<String> {
 
 #[test]
 fn gdb_loads_the_file_and_knows_the_names() {
-    let module =
-        Symbols::new(vec![Symbol { address: 0xffff_ffff_c000_0500, kind: 't', name: "buggy_write".into() }]);
-    let file = elf::write(&Symbols::new(made()), &[], &[("buggy".into(), module)]).expect("a file");
+    let symbol = Symbol { address: 0xffff_ffff_c000_0500, kind: 't', name: "buggy_write".into() };
+    let module = Module::new("buggy", Symbols::new(vec![symbol]));
+    let file = elf::write(&Symbols::new(made()), &[], &[&module]).expect("a file");
     let commands =
         ["info symbol 0xffffffff9a000085", "info address modules", "break buggy_write", "p &do_thing_9"];
     let Some(text) = gdb(&file, &commands) else { return };
@@ -249,7 +250,7 @@ fn a_real_kernel_tells_its_symbols_and_frames() {
     assert!(symbols.all().len() > 50_000);
     let open = symbols.address("do_sys_openat2").expect("a function");
     assert_eq!(symbols.address("_text"), Some(0xffff_ffff_8100_0000));
-    let frames = orc::debug_frame(&extents, &symbols);
+    let frames = orc::debug_frame(&extents, &symbols, &[]);
     assert!(frames.len() > 1 << 20);
     let file = elf::write(&symbols, &frames, &[]).expect("a file");
     let text = gdb(&file, &["break do_sys_openat2", &format!("info symbol {:#x}", open + 16)]);

@@ -5,6 +5,7 @@
 //! tell from zeros that were written.
 
 use crate::Session;
+use crate::branch::Past;
 use crate::capture::{Capture, RamImage, disks_of};
 use crate::record::RecordError;
 use base::Position;
@@ -17,6 +18,21 @@ use std::sync::Arc;
 
 /// Instructions between checkpoints: about a guest second of work.
 pub const CHECKPOINT_EVERY: u64 = 1_000_000_000;
+
+/// How many checkpoints a recording gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spacing {
+    /// Instructions between two.
+    pub every: u64,
+    /// How much disk they may take, in bytes; beyond it they are thinned with age.
+    pub budget_bytes: u64,
+}
+
+impl Default for Spacing {
+    fn default() -> Self {
+        Self { every: CHECKPOINT_EVERY, budget_bytes: Options::default().budget_bytes }
+    }
+}
 
 /// A machine's state without pages and blocks.
 #[derive(Serialize, Deserialize)]
@@ -46,13 +62,50 @@ impl Checkpointer {
         session: &mut Session,
         folder: &Path,
         id: RecordingId,
-        every: u64,
+        spacing: Spacing,
     ) -> Result<Self, RecordError> {
-        let checkpoints = Checkpoints::create(folder, id, Options::default())?;
-        let next = session.position().after(every);
-        let mut this = Self { checkpoints, every: every.max(1), next, parent: None, disks: Vec::new() };
+        let mut this = Self::create(session, folder, id, spacing)?;
         this.take(session)?;
         Ok(this)
+    }
+
+    /// Likewise for a session that has just left a past, with some of that past's checkpoints.
+    ///
+    /// # Errors
+    /// As [`Checkpointer::begin`].
+    pub fn begin_from(
+        session: &mut Session,
+        folder: &Path,
+        id: RecordingId,
+        spacing: Spacing,
+        past: &Past,
+    ) -> Result<Self, RecordError> {
+        let mut this = Self::create(session, folder, id, spacing)?;
+        let copied = past.checkpoint.as_ref().and_then(|(from, last, difference)| {
+            Some((recording::copy_checkpoints(from, last, &this.checkpoints)?, difference))
+        });
+        match copied {
+            Some((id, difference)) => {
+                this.parent = Some(id);
+                this.disks.clone_from(&difference.disks);
+                this.store(session, difference.pages.clone())?;
+            }
+            None => this.store(session, past.from_power_on.clone())?,
+        }
+        Ok(this)
+    }
+
+    fn create(
+        session: &Session,
+        folder: &Path,
+        id: RecordingId,
+        spacing: Spacing,
+    ) -> Result<Self, RecordError> {
+        let options = Options { budget_bytes: spacing.budget_bytes };
+        let checkpoints = Checkpoints::create(folder, id, options)?;
+        let every = spacing.every.max(1);
+        let next = session.position().after(every);
+        Ok(Self { checkpoints, every, next, parent: None, disks: Vec::new() })
     }
 
     /// Where the session has to stop next.
@@ -78,10 +131,16 @@ impl Checkpointer {
     }
 
     fn take(&mut self, session: &mut Session) -> Result<(), disk::DiskError> {
+        let pages = session.machine_mut().take_changed_pages();
+        self.store(session, pages)
+    }
+
+    /// Hands the session's state over, of which `pages` may differ from the parent's.
+    fn store(&mut self, session: &mut Session, pages: Vec<u32>) -> Result<(), disk::DiskError> {
         let disks = disks_of(session);
-        let machine = session.machine_mut();
+        let machine = session.machine();
         let mut draft = self.checkpoints.draft(machine.position(), self.parent);
-        for page in machine.take_changed_pages() {
+        for page in pages {
             draft.page(SPACE_RAM, u64::from(page), machine.board().memory().page_bytes(page as usize));
         }
         let mut discarded = Vec::new();

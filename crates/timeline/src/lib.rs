@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod bisect;
+mod branch;
 mod capture;
 mod checkpointing;
 mod divergence;
@@ -33,7 +34,8 @@ mod touched;
 mod travel;
 
 pub use bisect::{Cause, Difference, Differences, Finding, bisect};
-pub use checkpointing::{CHECKPOINT_EVERY, Checkpointer};
+pub use branch::Past;
+pub use checkpointing::{CHECKPOINT_EVERY, Checkpointer, Spacing};
 pub use divergence::{Divergence, Part};
 pub use fault::Fault;
 pub use guest::{Card, ClockMode, DiskSpec, Guest, KernelFile, Tuning};
@@ -45,7 +47,7 @@ pub use record::{HASH_EVERY, RecordError, Recorder};
 pub use replay::{Replay, ReplayError, ReplayStop, Target};
 pub use session::{Session, SessionError};
 pub use touched::touched_blocks;
-pub use travel::{ConsoleText, Hit, Marked, Pause, Travel, Until, WatchRange};
+pub use travel::{Change, ChangeError, ConsoleText, Hit, Marked, Over, Pause, Travel, Until, WatchRange};
 
 /// The version of the machine's behaviour. A recording replays only on the same one, so it changes
 /// with everything a guest can see or a state hash covers.

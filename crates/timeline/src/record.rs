@@ -1,8 +1,10 @@
 //! Taking notes of a live run.
 
 use crate::Session;
-use crate::checkpointing::Checkpointer;
+use crate::branch::Past;
+use crate::checkpointing::{Checkpointer, Spacing};
 use base::Position;
+use cpu::profile::{self, Work};
 use disk::DiskError;
 use machine::{Event, Gate, Input, Journal};
 use recording::{End, Error, Manifest, Stopped, Writer};
@@ -44,6 +46,7 @@ struct Notes(Arc<Writer>);
 
 impl Journal for Notes {
     fn note(&mut self, event: &Event) {
+        let _work = profile::work(Work::Log);
         self.0.input(event.at.position, event.input.kind(), &event.payload());
     }
 }
@@ -69,7 +72,7 @@ impl Recorder {
         Ok(Self { writer, hash_every, next_hash, checkpointer: None, noted: Instant::now() })
     }
 
-    /// Also takes checkpoints of `session`, one every `every` instructions.
+    /// Also takes checkpoints of `session`, spaced as `spacing` says.
     ///
     /// # Errors
     /// When they cannot be written or the first one cannot be taken.
@@ -77,10 +80,44 @@ impl Recorder {
         &mut self,
         session: &mut Session,
         folder: &Path,
-        id: recording::RecordingId,
-        every: u64,
+        spacing: Spacing,
     ) -> Result<(), RecordError> {
-        self.checkpointer = Some(Checkpointer::begin(session, folder, id, every)?);
+        let id = self.writer.manifest().id;
+        self.checkpointer = Some(Checkpointer::begin(session, folder, id, spacing)?);
+        Ok(())
+    }
+
+    /// Begins a recording of a session that has just left the `past` of another recording: its log
+    /// begins with that past. Otherwise as [`Recorder::begin`].
+    ///
+    /// # Errors
+    /// When the past cannot be read or the folder cannot be written.
+    pub fn begin_from(
+        session: &mut Session,
+        folder: &Path,
+        past: &Past,
+        hash_every: u64,
+    ) -> Result<Self, Error> {
+        let manifest = past.manifest()?;
+        recording::copy_images(past.recording(), folder)?;
+        let recorder = Self::begin(session, folder, manifest, hash_every)?;
+        recording::copy_events(past.recording(), past.at(), &recorder.writer)?;
+        Ok(recorder)
+    }
+
+    /// Also takes checkpoints of a session that has just left `past`, and copies some of that.
+    ///
+    /// # Errors
+    /// As [`Recorder::take_checkpoints`].
+    pub fn take_checkpoints_from(
+        &mut self,
+        session: &mut Session,
+        folder: &Path,
+        spacing: Spacing,
+        past: &Past,
+    ) -> Result<(), RecordError> {
+        let id = self.writer.manifest().id;
+        self.checkpointer = Some(Checkpointer::begin_from(session, folder, id, spacing, past)?);
         Ok(())
     }
 
@@ -104,6 +141,7 @@ impl Recorder {
             self.noted = Instant::now();
         }
         if let Some(checkpointer) = &mut self.checkpointer {
+            let _work = profile::work(Work::Checkpoint);
             checkpointer.look(session)?;
         }
         Ok(())

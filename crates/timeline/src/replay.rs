@@ -8,6 +8,7 @@ use crate::images::DiskOpenError;
 use crate::manifest::{guest_of, host_feature};
 use crate::{Divergence, Guest, MACHINE_VERSION, Session, SessionError, Tuning, Watcher};
 use base::{GuestTime, Position};
+use cpu::profile::{self, Work};
 use disk::DiskError;
 use machine::{Gate, InputError, Moment, Source, Stop};
 use recording::{Completion, Error, EventKind, HashCache, Recording, StateHash};
@@ -107,6 +108,7 @@ pub(crate) fn gate_from(recording: &Recording, from: Position, trouble: &Trouble
 
 impl Source for Inputs {
     fn next_event(&mut self) -> Option<machine::Event> {
+        let _work = profile::work(Work::Log);
         loop {
             let event = match self.events.next()? {
                 Ok(event) => event,

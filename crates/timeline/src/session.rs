@@ -3,6 +3,7 @@
 use crate::output::{Output, Tray};
 use crate::{ClockMode, Fault, Guest, Tuning};
 use base::{GuestTime, Position};
+use cpu::profile::{self, Work};
 use cpu::{CpuError, Vcpu, VcpuConfig};
 use devices::UnixTime;
 use disk::{DiskError, Overlay, Store};
@@ -149,6 +150,7 @@ impl Session {
     /// # Errors
     /// When the host cannot read back what the guest wrote to a disk.
     pub fn state_hash(&mut self) -> Result<StateHash, DiskError> {
+        let _work = profile::work(Work::Hash);
         let hash = self.machine.state_hash()?;
         let digest = |bytes: [u8; 32]| Digest::from_hash(&blake3::Hash::from_bytes(bytes));
         Ok(StateHash {

@@ -16,17 +16,25 @@
 //! a breakpoint on the first instruction of an exception's or interrupt's handler the machine may
 //! stand behind that, at the same position; [`Travel`] remembers and starts over when needed.
 
-use crate::capture::{Capture, Keeper, disks_of};
+mod watching;
+mod what_if;
+
+use crate::branch::{Difference, Past};
+use crate::capture::{Capture, Keeper, Seen, disks_of};
 use crate::checkpointing::bring_back;
 use crate::replay::{Trouble, checked_guest, end_of, gate_from};
 use crate::{Divergence, ReplayError, Session, Tuning};
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
-use cpu::{Watch, walk};
+use cpu::walk;
 use disk::Snapshot;
 use machine::{Gate, Moment, Stop};
 use recording::{Checkpoint, Checkpoints, HashCache, Recording};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
+pub use watching::WatchRange;
+use watching::Watching;
+use what_if::WhatIf;
+pub use what_if::{Change, ChangeError, Over};
 
 /// Instructions between two looks at whether to stop: a few milliseconds.
 const SLICE: u64 = 4_000_000;
@@ -34,23 +42,13 @@ const SLICE: u64 = 4_000_000;
 const NEARBY: [u64; 6] = [128 << 20, 24 << 20, 4 << 20, 512 << 10, 32 << 10, 2 << 10];
 /// How far apart captures are made while running back.
 const BACK_EVERY: u64 = 48 << 20;
-/// Most captures kept.
+/// Most captures kept, and how much memory their pages may take together, in bytes.
 const CAPTURES_MAX: usize = 64;
+const CAPTURE_BYTES_MAX: usize = 1 << 30;
+/// Fewer captures than this are never given up: one could not step back any more.
+const CAPTURES_MIN: usize = 8;
 /// Most recorded checkpoints kept in memory.
 const LOADED_MAX: usize = 6;
-
-/// Guest memory under watch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WatchRange {
-    /// The first byte, in the address space that is current when the run starts.
-    pub start: GuestVirt,
-    /// How many bytes.
-    pub bytes: u64,
-    /// Reads count.
-    pub reads: bool,
-    /// Writes count.
-    pub writes: bool,
-}
 
 /// What ends a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,13 +108,6 @@ impl ConsoleText {
     pub const GRAIN: u64 = 50_000;
 }
 
-/// A watch as the processor has it, with the virtual address it was asked for by.
-struct Placed {
-    watch: Watch,
-    number: usize,
-    virt: GuestVirt,
-}
-
 /// A recording with a machine in it that can be anywhere.
 pub struct Travel {
     session: Session,
@@ -131,10 +122,11 @@ pub struct Travel {
     loaded: Vec<(Arc<Checkpoint>, Arc<Capture>)>,
     trouble: Trouble,
     end: Moment,
-    placed: Vec<Placed>,
+    watching: Watching,
     console: Vec<ConsoleText>,
     /// How far [`Travel::console_to`] has read.
     console_to: Position,
+    branch: Option<WhatIf>,
 }
 
 impl Travel {
@@ -164,9 +156,10 @@ impl Travel {
             loaded: Vec::new(),
             trouble,
             end,
-            placed: Vec::new(),
+            watching: Watching::default(),
             console: Vec::new(),
             console_to: Position::START,
+            branch: None,
         })
     }
 
@@ -186,17 +179,12 @@ impl Travel {
     pub fn position(&self) -> Position {
         self.session.position()
     }
-    /// Where history ends.
-    pub fn end(&self) -> Position {
-        self.end.position
-    }
-
     /// The checkpoints on disk and in memory, by position.
     pub fn checkpoints(&self) -> Vec<Marked> {
         let on_disk = self.recorded.iter().flat_map(Checkpoints::list);
         let mut all: Vec<Marked> =
             on_disk.map(|c| Marked { at: c.at(), disk_bytes: Some(c.bytes()) }).collect();
-        all.extend(self.captures.keys().map(|at| Marked { at: *at, disk_bytes: None }));
+        all.extend(self.kept());
         all.sort_by_key(|marked| (marked.at, marked.disk_bytes.is_none()));
         all.dedup_by_key(|marked| marked.at);
         all
@@ -229,7 +217,7 @@ impl Travel {
 
     /// The position of the latest state kept that is at or before `to`.
     fn nearest(&self, to: Position) -> Position {
-        let in_memory = self.captures.range(..=to).next_back().map_or(Position::START, |(at, _)| *at);
+        let in_memory = self.captures.range(..=to).next_back().map_or(self.origin(), |(at, _)| *at);
         let on_disk = self.recorded.as_ref().and_then(|recorded| recorded.at_or_before(to));
         on_disk.map_or(in_memory, |c| in_memory.max(c.at()))
     }
@@ -268,9 +256,14 @@ impl Travel {
     fn restore(&mut self, capture: &Capture) -> Result<(), ReplayError> {
         let restored = self.keeper.restore(&mut self.session, capture);
         restored.map_err(|error| ReplayError::Machine(error.to_string()))?;
-        let gate = gate_from(&self.recording, capture.at, &self.trouble);
+        let gate = match self.branch {
+            None => gate_from(&self.recording, capture.at, &self.trouble),
+            Some(_) => Gate::live(None),
+        };
+        self.branch_restored(capture.at);
         self.session.machine_mut().set_gate(gate);
         self.session.machine_mut().processor_mut().pass_breakpoint(false);
+        self.place();
         self.check_log()
     }
 
@@ -285,6 +278,18 @@ impl Travel {
         if self.captures.len() > CAPTURES_MAX {
             self.thin();
         }
+        // Counting takes a while, so it is done now and then.
+        if self.captures.len().is_multiple_of(CAPTURES_MIN) {
+            while self.captures.len() > CAPTURES_MIN && self.captured_bytes() > CAPTURE_BYTES_MAX {
+                (0..CAPTURES_MIN / 2).for_each(|_| self.thin());
+            }
+        }
+    }
+
+    /// Memory that the captures' pages take, those they share counted once.
+    fn captured_bytes(&self) -> usize {
+        let mut seen = Seen::default();
+        self.captures.values().map(|capture| capture.ram.count_bytes(&mut seen)).sum()
     }
 
     /// Gives up the capture that is missed least: the gap it leaves is smallest in proportion to
@@ -303,7 +308,7 @@ impl Travel {
 
     /// Runs to a position, whatever is met on the way.
     fn advance(&mut self, to: Position) -> Result<(), ReplayError> {
-        while self.position() < to {
+        while self.position() < to && self.can_run() {
             self.slice(to)?;
         }
         Ok(())
@@ -319,32 +324,18 @@ impl Travel {
         &mut self,
         to: Position,
     ) -> Result<Option<((Position, Hit), (Position, Hit))>, ReplayError> {
-        let stop = self.session.run_until(to);
+        let stop = self.drive(to);
         self.session.take_output();
         self.check_log()?;
         match stop {
+            // A device may have written in the last step.
+            Stop::Limit | Stop::Breath if self.devices_have_written() => Ok(self.met()),
             Stop::Limit | Stop::Breath => Ok(None),
             Stop::Debugger => Ok(self.met()),
             Stop::Failed(why) => Err(ReplayError::Machine(why)),
             _ if self.position() >= to => Ok(None),
             _ => Err(ReplayError::Diverged(Divergence::of_course(self.nearest(to), self.position()))),
         }
-    }
-
-    /// What the processor stopped for: the first and the last of it.
-    fn met(&mut self) -> Option<((Position, Hit), (Position, Hit))> {
-        let here = self.position();
-        let processor = self.session.machine_mut().processor_mut();
-        if let Some((first, last)) = processor.take_watch_hits() {
-            let hit = |hit: cpu::WatchHit| {
-                let placed = &self.placed[hit.watch];
-                let virt = placed.virt.offset(hit.phys.0 - placed.watch.start.0);
-                (hit.at, Hit::Watch(placed.number, virt))
-            };
-            return Some((hit(first), hit(last)));
-        }
-        let hit = (here, Hit::Breakpoint(processor.linear_rip()));
-        Some((hit, hit))
     }
 
     fn check_log(&self) -> Result<(), ReplayError> {
@@ -371,27 +362,6 @@ impl Travel {
         found.map(|found| found.phys)
     }
 
-    fn set(&mut self, until: &Until) {
-        let mut placed = Vec::new();
-        for (number, range) in until.watches.iter().enumerate() {
-            let mut done = 0;
-            while done < range.bytes {
-                let virt = range.start.offset(done);
-                let bytes = (PAGE_SIZE as u64 - virt.page_offset() as u64).min(range.bytes - done);
-                if let Some(start) = self.physical(virt) {
-                    let watch = Watch { start, bytes, reads: range.reads, writes: range.writes };
-                    placed.push(Placed { watch, number, virt });
-                }
-                done += bytes;
-            }
-        }
-        let watches = placed.iter().map(|placed| placed.watch).collect();
-        self.placed = placed;
-        let (processor, board) = self.session.machine_mut().processor_and_board();
-        processor.set_breakpoints(board, &until.breakpoints);
-        processor.set_watches(board, watches);
-    }
-
     /// Runs forwards, by at least one instruction, until something of `until` holds.
     ///
     /// # Errors
@@ -399,10 +369,11 @@ impl Travel {
     pub fn run_until(&mut self, until: &Until, interrupt: &dyn Fn() -> bool) -> Result<Pause, ReplayError> {
         self.set(until);
         self.session.machine_mut().processor_mut().pass_breakpoint(true);
-        let end = self.end();
-        let limit = until.position.map_or(end, |position| position.min(end));
+        let limit = until.position.unwrap_or(Position::NEVER);
         loop {
             let here = self.position();
+            let end = self.horizon();
+            let limit = limit.min(end);
             if here >= end {
                 return Ok(Pause::End);
             }
@@ -446,7 +417,8 @@ impl Travel {
         until: &Until,
         interrupt: &dyn Fn() -> bool,
     ) -> Result<Pause, ReplayError> {
-        let floor = until.position.unwrap_or(Position::START).min(self.position());
+        let origin = self.origin();
+        let floor = until.position.unwrap_or(origin).max(origin).min(self.position());
         let mut upper = self.position();
         self.set(until);
         while upper > floor && !(until.breakpoints.is_empty() && until.watches.is_empty()) {
@@ -465,7 +437,7 @@ impl Travel {
             }
         }
         self.seek(floor)?;
-        Ok(if floor == Position::START { Pause::Start } else { Pause::Position })
+        Ok(if floor == origin { Pause::Start } else { Pause::Position })
     }
 
     /// Runs to `upper` and tells the last hit before it; `Err` when interrupted.
@@ -477,7 +449,7 @@ impl Travel {
     ) -> Result<Result<Option<(Position, Hit)>, ()>, ReplayError> {
         let mut last = None;
         let mut next_capture = self.position().after(BACK_EVERY);
-        while self.position() < upper {
+        while self.position() < upper && self.can_run() {
             let here = self.position();
             let to = here.after(SLICE).min(upper);
             if let Some((_, (at, hit))) = self.slice_hits(to)? {
@@ -521,8 +493,8 @@ impl Travel {
         if to > self.console_to {
             let here = self.position();
             self.seek(self.console_to)?;
-            while self.position() < to {
-                let stop = self.session.run_until(self.position().after(ConsoleText::GRAIN).min(to));
+            while self.position() < to && self.can_run() {
+                let stop = self.drive(self.position().after(ConsoleText::GRAIN).min(to));
                 self.check_log()?;
                 let at = self.position();
                 for (_, bytes) in
@@ -540,10 +512,26 @@ impl Travel {
         Ok(&self.console)
     }
 
-    /// Leaves the past: the machine as it stands, open to live input, with a future of its own.
-    pub fn go_live(mut self) -> Session {
+    /// Leaves the past: the machine as it stands, open to live input, with a future of its own; and
+    /// what a recording of that has to know of the past.
+    ///
+    /// # Errors
+    /// As [`Travel::seek`].
+    pub fn go_live(mut self) -> Result<(Session, Past), ReplayError> {
+        self.end_branch()?;
         self.set(&Until::default());
+        let at = self.position();
+        self.seek(at)?;
+        let here = self.keeper.capture(&mut self.session);
+        let nearest = self.recorded.as_ref().and_then(|recorded| recorded.at_or_before(at));
+        let loaded = nearest.and_then(|checkpoint| Some((self.load(&checkpoint)?, checkpoint)));
+        // Loading has used the disks.
+        self.restore(&here)?;
         self.session.machine_mut().set_gate(Gate::live(None));
-        self.session
+        let checkpoint = loaded.zip(self.recorded).map(|((capture, checkpoint), recorded)| {
+            (recorded, checkpoint, Difference::between(&capture, &here))
+        });
+        let past = Past::new(self.recording, at, checkpoint, here.ram.pages_in_use());
+        Ok((self.session, past))
     }
 }

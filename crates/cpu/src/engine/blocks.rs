@@ -18,7 +18,7 @@ use super::hot::JUMP_ENTRIES;
 use crate::marks::mark;
 use base::PAGE_SIZE;
 use iced_x86::Instruction;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// The processor mode a block was translated for; which assumptions are wired into it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -40,7 +40,8 @@ impl Mode {
         [Mode(1 << 8), Mode(1 << 9), Mode(1 << 10), Mode(1 << 11), Mode(1 << 12), Mode(1 << 13)];
     /// The stack pointer is ESP rather than SP outside 64-bit mode (SS.B).
     pub const STACK32: Mode = Mode(1 << 14);
-    /// A debugger or the guest's debug registers want every access to be executed precisely.
+    /// Alignment is checked (CR0.AM and EFLAGS.AC at CPL 3), which only execution from Rust does:
+    /// no block is translated for such a mode, and no block goes on in it.
     pub const PRECISE: Mode = Mode(1 << 15);
 
     /// CPL 0.
@@ -337,6 +338,20 @@ impl Blocks {
             self.forget(arena, id);
         }
         empty
+    }
+
+    /// Forgets the blocks that have an instruction at one of these linear addresses.
+    pub fn forget_at(&mut self, arena: &mut Arena, addresses: &BTreeSet<u64>) {
+        if addresses.is_empty() {
+            return;
+        }
+        for index in 0..self.list.len() {
+            let block = &self.list[index];
+            let mut starts = (0..block.count).map(|k| block.virt_of(k));
+            if block.live && starts.any(|virt| addresses.contains(&virt)) {
+                self.forget(arena, BlockId(index as u32));
+            }
+        }
     }
 
     /// Unlinks and forgets one block. Its pages drop it when they are next looked at.

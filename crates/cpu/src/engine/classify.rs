@@ -48,8 +48,18 @@ pub fn native_feature(feature: CpuidFeature, v3: bool) -> bool {
     }
 }
 
+/// Instructions that came with SSE and its successors but go by none of CR0.EM, CR0.TS and
+/// CR4.OSFXSR (SDM vol. 3A, 2.5).
+pub fn needs_no_unit(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(mnemonic, Lfence | Mfence | Sfence | Movnti | Crc32)
+}
+
 fn vector_unit(instr: &Instruction) -> Option<bool> {
     use CpuidFeature::*;
+    if needs_no_unit(instr.mnemonic()) {
+        return None;
+    }
     let mut avx = false;
     // To iced, WAIT belongs to the 8086.
     let mut any = instr.mnemonic() == Mnemonic::Wait;

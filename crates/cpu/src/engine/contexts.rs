@@ -72,7 +72,7 @@ impl Vcpu {
         let state = unsafe { &mut (*self.arena.hot()).state };
         let parked = &mut self.contexts.parked;
         let position = state.retired;
-        let shares = share_translations(state, &parked[to]);
+        let same_paging = same_paging(state, &parked[to]);
         parked[from].clone_from(state);
         state.clone_from(&parked[to]);
         if state.in_interrupt_shadow() {
@@ -82,22 +82,26 @@ impl Vcpu {
         }
         state.retired = position;
         self.contexts.current = to;
-        if !shares {
-            self.flush.everything = true;
+        if !same_paging {
+            self.flush.mode = true;
         }
         // What was reported at this position was another processor's.
         self.pass_breakpoint(false);
     }
 }
 
-/// Whether both read page tables the same way. Then what the TLB holds serves both: it is coherent,
-/// and tells address spaces apart by their tables.
-fn share_translations(a: &CpuState, b: &CpuState) -> bool {
+/// Whether page tables are read the same way by both. Which tables they use does not matter: what is
+/// cached of them is kept by address space.
+fn same_paging(a: &CpuState, b: &CpuState) -> bool {
     const CR0: u64 = cr0::PE | cr0::PG | cr0::WP;
     const EFER: u64 = efer::LMA | efer::LME | efer::NXE;
-    a.cr0 & CR0 == b.cr0 & CR0
-        && a.efer & EFER == b.efer & EFER
-        && (a.cr4 ^ b.cr4) & !(cr4::TSD | cr4::DE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE) == 0
+    const CR4: u64 = cr4::PAE | cr4::PGE | cr4::PCIDE | cr4::SMEP | cr4::SMAP;
+    // With PAE, PSE means nothing, and an operating system may have set it for some only.
+    let cr4 = |state: &CpuState| {
+        let pse = if state.cr4 & cr4::PAE == 0 { cr4::PSE } else { 0 };
+        state.cr4 & (CR4 | pse)
+    };
+    a.cr0 & CR0 == b.cr0 & CR0 && cr4(a) == cr4(b) && a.efer & EFER == b.efer & EFER
 }
 
 /// PAUSE: leaves translated code if another processor could run.

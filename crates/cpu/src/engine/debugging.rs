@@ -9,7 +9,7 @@
 use super::vcpu::Vcpu;
 use crate::Bus;
 use crate::watch::{Watch, WatchHit, WatchList};
-use base::PAGE_SIZE;
+use base::{PAGE_SIZE, Position};
 use memory::Marks;
 use std::collections::BTreeSet;
 
@@ -37,11 +37,14 @@ impl Debugging {
 impl Vcpu {
     /// Stops runs with [`super::Exit::Debugger`] where the linear address of the next instruction
     /// is one of these. Standing at one and running on does not stop there again.
-    pub fn set_breakpoints(&mut self, bus: &mut dyn Bus, breakpoints: &BTreeSet<u64>) {
-        if *breakpoints != self.debugging.breakpoints {
-            self.drop_code(bus);
-            self.debugging.breakpoints.clone_from(breakpoints);
+    pub fn set_breakpoints(&mut self, breakpoints: &BTreeSet<u64>) {
+        if *breakpoints == self.debugging.breakpoints {
+            return;
         }
+        // Code that was translated with regard to a breakpoint that has gone only ends early there.
+        let added = breakpoints.difference(&self.debugging.breakpoints).copied().collect();
+        self.blocks.forget_at(&mut self.arena, &added);
+        self.debugging.breakpoints.clone_from(breakpoints);
     }
 
     /// Does (not) stop at a breakpoint exactly here and now.
@@ -73,6 +76,25 @@ impl Vcpu {
         self.debugging.watch = (!watches.is_empty()).then(|| Box::new(WatchList::new(watches)));
     }
 
+    /// Notes what devices have written to watched memory: in the step to this position, or later.
+    pub fn note_device_writes(&mut self, bus: &mut dyn Bus) {
+        if bus.ram().watched_count() == 0 {
+            return;
+        }
+        let here = self.state().retired;
+        for write in bus.ram().take_watched() {
+            let at = Position::from_count(if write.late { here } else { here.saturating_sub(1) });
+            if let Some(watch) = &mut self.debugging.watch {
+                watch.note(at, write.at, write.len.into(), true);
+            }
+        }
+    }
+
+    /// Whether anything watched was accessed since the last [`Vcpu::take_watch_hits`].
+    pub fn has_watch_hits(&self) -> bool {
+        self.debugging.has_hit()
+    }
+
     /// The first and the last of the accesses that stopped the last run.
     pub fn take_watch_hits(&mut self) -> Option<(WatchHit, WatchHit)> {
         self.debugging.watch.as_mut()?.take_hits()
@@ -89,8 +111,14 @@ impl Vcpu {
         self.debugging.event_at == Some(self.state().retired)
     }
 
+    /// An exception or interrupt is about to be delivered.
     pub(super) fn note_event(&mut self) {
-        self.debugging.event_at = Some(self.state().retired);
+        let state = &mut self.hot().state;
+        if state.event_at == state.retired {
+            state.retired += 1;
+        }
+        state.event_at = state.retired;
+        self.debugging.event_at = Some(state.retired);
     }
 
     /// The linear address of the next instruction.
@@ -98,12 +126,15 @@ impl Vcpu {
         self.state().linear_rip()
     }
 
+    /// Whether there is a breakpoint here.
+    pub(super) fn has_breakpoint_here(&self) -> bool {
+        !self.debugging.breakpoints.is_empty() && self.debugging.breakpoints.contains(&self.linear_rip())
+    }
+
     /// Whether there is a breakpoint here that was not passed yet: the loop has to look before
     /// going on.
     pub(super) fn at_breakpoint(&self) -> bool {
-        !self.debugging.breakpoints.is_empty()
-            && self.debugging.breakpoints.contains(&self.linear_rip())
-            && self.debugging.passed != Some((self.state().retired, self.linear_rip()))
+        self.has_breakpoint_here() && self.debugging.passed != Some((self.state().retired, self.linear_rip()))
     }
 
     /// Whether the run ends here.

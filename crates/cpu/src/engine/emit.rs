@@ -74,11 +74,15 @@ pub struct Emitter<'a> {
     pub insn: u8,
     /// Host address at which its translation begins.
     pub retry: u32,
+    /// It makes two checks, and may be tried again from its start at the second.
+    pub two_checks: bool,
     /// How its accesses are to be checked, and how many have been.
     plan: Plan,
     checks: (u8, u8),
     /// Slots of groups whose leader has been emitted.
     led: u16,
+    /// R11 holds the addend of this group's slot, whichever way this place is reached.
+    held: Option<u8>,
 }
 
 impl<'a> Emitter<'a> {
@@ -92,7 +96,7 @@ impl<'a> Emitter<'a> {
         exits: &'a mut Vec<Exit>,
     ) -> Self {
         let asm = Asm::new(origin);
-        let (plan, checks, led) = (Plan::new(), (0, 0), 0);
+        let (plan, checks, led, held) = (Plan::new(), (0, 0), 0, None);
         Self {
             asm,
             mode,
@@ -103,9 +107,11 @@ impl<'a> Emitter<'a> {
             stubs: Vec::new(),
             insn: 0,
             retry: origin,
+            two_checks: false,
             plan,
             checks,
             led,
+            held,
         }
     }
 
@@ -191,8 +197,14 @@ impl<'a> Emitter<'a> {
         self.stubs.push(Stub { from, insn: self.insn, retry: self.retry, kind });
     }
 
+    /// R11 is about to be written, or the next place may be entered from outside.
+    pub fn release(&mut self) {
+        self.held = None;
+    }
+
     /// Executes this instruction in Rust, inline; translation goes on behind it.
     pub fn interpret(&mut self) {
+        self.release();
         let id = self.exit(ExitKind::Interpret { decoded: DecodedId::NONE });
         self.leave_with(id);
     }
@@ -264,6 +276,9 @@ impl<'a> Emitter<'a> {
     /// no home.
     pub fn read_guest(&mut self, guest: usize, scratch: Reg) -> Reg {
         regs::home(guest).unwrap_or_else(|| {
+            if scratch == Reg::R11 {
+                self.release();
+            }
             self.asm.load(Width::W64, scratch, self.slot(guest));
             scratch
         })
@@ -331,6 +346,7 @@ impl<'a> Emitter<'a> {
         let index = index.map(|i| (self.read_guest(i, Reg::R11), scale));
         self.asm.lea(width, Reg::R10, Mem { base, index, disp: displacement });
         if let Some(segment) = override_base {
+            self.release();
             self.asm.load(Width::W64, Reg::R11, self.field(Field::segment_base(segment)));
             let width = if self.mode.is64() { Width::W64 } else { Width::W32 };
             self.asm.lea(width, Reg::R10, Mem::base_index(Reg::R10, Reg::R11, 0));
@@ -343,6 +359,7 @@ impl<'a> Emitter<'a> {
         let Some(segment) = segment else {
             return Ea { register: Reg::R10, displacement: 0, constant: Some(value) };
         };
+        self.release();
         self.asm.load(Width::W64, Reg::R11, self.field(Field::segment_base(segment)));
         let width = if self.mode.is64() { Width::W64 } else { Width::W32 };
         self.asm.lea(width, Reg::R10, Mem::base_index(Reg::R10, Reg::R11, 0));
@@ -367,8 +384,14 @@ impl<'a> Emitter<'a> {
         match planned.copied().unwrap_or_default() {
             Use::Member { slot } if self.led >> slot & 1 != 0 => {
                 mark!(GroupMember);
-                let addend = self.field(Field::group(slot));
-                self.asm.load(Width::W64, Reg::R11, addend);
+                // An instruction with another check may be tried again from its start.
+                if self.held == Some(slot) && !self.two_checks {
+                    mark!(AddendHeld);
+                } else {
+                    let addend = self.field(Field::group(slot));
+                    self.asm.load(Width::W64, Reg::R11, addend);
+                }
+                self.held = if self.two_checks { None } else { Some(slot) };
             }
             Use::Leader { slot, below, span } if ea.displacement > i32::MIN + below as i32 => {
                 mark!(GroupLeader);
@@ -381,6 +404,7 @@ impl<'a> Emitter<'a> {
                 let addend = self.field(Field::group(slot));
                 self.asm.store(Width::W64, addend, Reg::R11);
                 self.led |= 1 << slot;
+                self.held = if self.two_checks { None } else { Some(slot) };
             }
             _ => self.test(ea, size as u16, write, false),
         }
@@ -390,6 +414,7 @@ impl<'a> Emitter<'a> {
     /// The TLB check proper; the addend goes to R11. With a constant address the register plus
     /// displacement is that constant.
     fn test(&mut self, ea: Ea, size: u16, write: bool, leads: bool) {
+        self.release();
         let tlb = self.table(Field::data(write));
         let (tags, addends) = (tlb + Field::TAG, tlb + Field::ADDEND);
         let reach = size as i32 - 1;
@@ -451,6 +476,7 @@ impl<'a> Emitter<'a> {
 
     /// Jumps to the guest address in R10 through the jump cache.
     pub fn jump_indirect(&mut self) {
+        self.release();
         let table = self.table(Field::JUMP);
         self.asm.movzx16(Reg::R11, Reg::R10);
         self.asm.lea(Width::W32, Reg::R11, Mem::base_index(Reg::R11, Reg::R11, 0));

@@ -32,6 +32,7 @@ pub fn execute(core: &mut Core, instr: &Instruction) -> Result<(), Exception> {
             // A stack that cannot be written comes before a bad target, which pushes nothing.
             let top = core.stack_pointer().wrapping_sub(size as u64) & mask(core.stack_bits());
             let linear = core.linear(SegmentIndex::Ss, top, size, true)?;
+            core.check_alignment(linear, size)?;
             core.check_write(linear, size, Intent::Explicit)?;
             check_target(core, target)?;
             core.push(&[next], size)?;

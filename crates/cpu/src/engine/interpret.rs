@@ -1,7 +1,7 @@
 //! Executing one guest instruction from Rust, whatever it is.
 
 use super::blocks::Mode;
-use super::classify::{Class, classify};
+use super::classify::{Class, classify, needs_no_unit};
 use super::flow;
 use super::translate::{decode_next, decoder_options};
 use super::vcpu::Vcpu;
@@ -13,7 +13,6 @@ use crate::walk::Access;
 use crate::{debug, string, system};
 use base::{GuestVirt, PAGE_SIZE};
 use iced_x86::{CpuidFeature, Decoder, EncodingKind, Instruction, Mnemonic};
-use x86::control::cr0;
 use x86::cpuid::Level;
 use x86::{Exception, paging, vector};
 
@@ -55,6 +54,9 @@ impl Vcpu {
         // Invalid already in what the first page holds, or does it go on?
         if instr.is_invalid() && first < inside && self.incomplete(&bytes[..first]) {
             let second = GuestVirt(start.0.wrapping_add(first as u64));
+            if self.state().code64() && !paging::is_canonical(second.0) {
+                return Err(Exception::gp(0));
+            }
             self.core(bus).read_as(second.0, &mut bytes[first..inside], access)?;
             instr = self.decode(&bytes[..inside]);
         }
@@ -160,6 +162,8 @@ impl Vcpu {
         budget: u64,
     ) -> Result<Done, Faulted> {
         self.take_x87(instr);
+        // A breakpoint is met before every iteration: each is a position of its own.
+        let budget = if self.has_breakpoint_here() { 1 } else { budget };
         let mut core = self.core(bus);
         if string::is_string(instr.code()) {
             return match string::string(&mut core, instr, budget) {
@@ -245,7 +249,7 @@ fn touches_fpu(instr: &Instruction) -> bool {
 
 /// Whether the instruction delivers a pending x87 exception, before it looks at memory (SDM vol. 1,
 /// 8.3.11 and 8.6; for MMX, 9.5 and 11.6.6).
-fn waits_for_x87(instr: &Instruction) -> bool {
+pub(super) fn waits_for_x87(instr: &Instruction) -> bool {
     use CpuidFeature::*;
     use iced_x86::Mnemonic::{Fnclex, Fndisi, Fneni, Fninit, Fnsetpm, Fnstcw, Fnstsw};
     let x87 = instr.cpuid_features().iter().any(|f| matches!(f, FPU | FPU287 | FPU387));
@@ -257,18 +261,25 @@ fn check_units(vcpu: &Vcpu, instr: &Instruction) -> Result<(), Exception> {
     use CpuidFeature::*;
     let state = vcpu.state();
     // VEX encodings of general-register instructions have no unit, but need protected mode too.
-    if instr.code().encoding() == EncodingKind::VEX && state.cr0 & cr0::PE == 0 {
+    if instr.code().encoding() == EncodingKind::VEX && state.real_segments() {
         return Err(Exception::ud());
     }
     if instr.mnemonic() == Mnemonic::Wait {
         return fpu_available(state, FpuKind::Wait);
     }
-    for feature in instr.cpuid_features() {
+    if needs_no_unit(instr.mnemonic()) {
+        return Ok(());
+    }
+    let features = instr.cpuid_features();
+    // FISTTP came with SSE3, but belongs to the x87.
+    let x87 = features.contains(&FPU);
+    for feature in features {
         let kind = match feature {
+            SSE3 if x87 => continue,
             FPU | FPU287 | FPU387 => FpuKind::X87,
             MMX => FpuKind::Mmx,
             SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ | SHA
-                if !instr.cpuid_features().contains(&AVX) =>
+                if !features.contains(&AVX) =>
             {
                 FpuKind::Sse
             }

@@ -9,6 +9,7 @@
 //! | `blocks`, `tlb` | what is cached, and when it is dropped |
 //! | `run`, `interpret`, `flow`, `bounce` | the loop, and executing one instruction from Rust |
 //! | `contexts` | several processors on one engine |
+//! | `profile` | where the host's time goes |
 //! | `vcpu` | the type everyone else sees |
 
 mod arena;
@@ -25,6 +26,7 @@ mod hot;
 mod interpret;
 mod plain;
 mod privileged;
+pub mod profile;
 mod regs;
 mod run;
 mod signals;

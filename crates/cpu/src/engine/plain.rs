@@ -171,6 +171,7 @@ impl Rewriter {
             mark!(BitStringRefused);
             return Err(Inexpressible);
         }
+        e.release();
         let ea = e.address(instr).ok_or(Inexpressible)?;
         if ea.register != Reg::R10 || ea.displacement != 0 {
             e.asm.lea(Width::W64, Reg::R10, Mem::base(ea.register, ea.displacement));
@@ -224,6 +225,8 @@ impl Rewriter {
         }
         if let Some(mem) = memory {
             new.set_segment_prefix(Register::None);
+            // Nobody else runs while translated code does, so one instruction is atomic as it is.
+            new.set_has_lock_prefix(false);
             new.set_memory_base(mem.base.map_or(Register::None, |r| sized(r, 8)));
             new.set_memory_index(mem.index.map_or(Register::None, |(r, _)| sized(r, 8)));
             new.set_memory_index_scale(mem.index.map_or(1, |(_, s)| 1 << s));
@@ -254,6 +257,9 @@ pub fn operand_size(instr: &Instruction) -> usize {
 
 fn surround(e: &mut Emitter, assignment: &Assignment, bytes: &[u8]) {
     for (guest, host, _) in &assignment.visits {
+        if *host == Reg::R11 {
+            e.release();
+        }
         let value = e.read_guest(*guest, *host);
         if value != *host {
             e.asm.mov(Width::W64, *host, value);

@@ -1,15 +1,18 @@
 //! The run loop: finding and linking blocks, and acting on every reason for leaving them.
 
 use super::blocks::{BlockId, BlockKey, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
+use super::bounce::{check_vector_alignment, must_be_aligned};
 use super::classify::Class;
 use super::hot::{Hot, JUMP_ENTRIES, JumpEntry};
-use super::interpret::Faulted;
+use super::interpret::{Faulted, waits_for_x87};
+use super::profile::{self, Work};
 use super::regs;
 use super::signals::{self, Running};
 use super::tlb::Mapping;
 use super::translate::{Place, Translator};
 use super::vcpu::{Exit, Miss, Vcpu};
-use crate::core::Intent;
+use super::x87;
+use crate::core::{Intent, alignment_checked};
 use crate::marks::mark;
 use crate::walk::{self, Access};
 use crate::{Activity, Bus, debug, deliver};
@@ -47,7 +50,9 @@ impl Vcpu {
             code_end: self.arena.code_end(),
             exit_thunk: self.thunks.exit,
         });
+        let _work = profile::work(Work::Loop);
         let exit = self.run_loop(bus, limit);
+        self.look_up_samples();
         self.store_x87();
         self.statistics.tlb_fills = self.tlb.fills;
         self.statistics.cache_flushes = self.blocks.flushes;
@@ -60,8 +65,11 @@ impl Vcpu {
                 return Exit::Pause;
             }
             self.settle(bus);
-            if self.debugging.is_on() && self.debugger_stops() {
-                return Exit::Debugger;
+            if self.debugging.is_on() {
+                self.note_device_writes(bus);
+                if self.debugger_stops() {
+                    return Exit::Debugger;
+                }
             }
             match self.state().activity {
                 Activity::Running => {}
@@ -81,7 +89,8 @@ impl Vcpu {
             let held = bus.interrupt_pending() && self.state().in_interrupt_shadow();
             let horizon = if held { self.state().retired + 1 } else { horizon };
             self.horizon = horizon;
-            if self.interpret_all || debug::debug_traps_armed(self.state()) {
+            let precise = debug::debug_traps_armed(self.state()) || alignment_checked(self.state());
+            if self.interpret_all || precise {
                 self.step(bus);
                 continue;
             }
@@ -101,10 +110,16 @@ impl Vcpu {
         }
     }
 
-    /// What tells address spaces apart: where their top page table is.
+    /// What tells address spaces apart: where their top page table is. That of PAE paging, four
+    /// entries, is only a part of a page.
     fn root(&self) -> u64 {
         let state = self.state();
-        if state.cr0 & x86::control::cr0::PG != 0 { state.cr3 & !0xfff } else { 0 }
+        let pae = state.cr4 & x86::control::cr4::PAE != 0 && !state.long_mode();
+        match state.cr0 & x86::control::cr0::PG != 0 {
+            true if pae => state.cr3 & !0x1f,
+            true => state.cr3 & !0xfff,
+            false => 0,
+        }
     }
 
     fn interruptible(&self, bus: &dyn Bus) -> bool {
@@ -112,6 +127,7 @@ impl Vcpu {
     }
 
     fn take_interrupt(&mut self, bus: &mut dyn Bus) {
+        let _work = profile::work(Work::Event);
         let at = self.position();
         if let Some(vector) = bus.acknowledge_interrupt(at) {
             self.note_event();
@@ -121,6 +137,7 @@ impl Vcpu {
     }
 
     fn raise(&mut self, bus: &mut dyn Bus, exception: Exception) {
+        let _work = profile::work(Work::Event);
         self.note_event();
         let mut core = self.core(bus);
         deliver::exception(&mut core, exception);
@@ -160,6 +177,7 @@ impl Vcpu {
     }
 
     fn apply_flush(&mut self, bus: &mut dyn Bus) {
+        let _work = profile::work(Work::Coherence);
         if self.flush.everything || self.flush.mode {
             self.tlb.clear_all(&self.arena, bus.ram());
         }
@@ -168,6 +186,7 @@ impl Vcpu {
     }
 
     fn apply_disturbances(&mut self, bus: &mut dyn Bus) {
+        let _work = profile::work(Work::Coherence);
         for d in bus.ram().take_disturbances() {
             let marks = bus.ram().marks(d.page);
             let (offset, len) = (d.offset as usize, d.len as usize);
@@ -185,6 +204,7 @@ impl Vcpu {
 
     pub(super) fn drop_code(&mut self, bus: &mut dyn Bus) {
         mark!(CodeDropped);
+        self.look_up_samples();
         for page in self.blocks.clear() {
             if let Some(page) = bus.ram().page_index(GuestPhys(page << 12)) {
                 bus.ram().remove_marks(page, Marks::CODE);
@@ -196,6 +216,7 @@ impl Vcpu {
 
     /// Executes one instruction from Rust, with debug traps.
     fn step(&mut self, bus: &mut dyn Bus) {
+        let _work = profile::work(Work::Interpret);
         if let Some(fault) = self.code_breakpoint() {
             self.raise(bus, fault);
             return;
@@ -211,12 +232,14 @@ impl Vcpu {
                     || instr.mnemonic() == iced_x86::Mnemonic::Iret;
                 use iced_x86::Mnemonic::{Int, Int3, Into, Syscall};
                 let reloads_tf = matches!(instr.mnemonic(), Int | Int3 | Into | Syscall);
-                self.interpret(bus, &instr, budget).map(|done| (done, keeps_rf, reloads_tf))
+                // A load of SS holds debug traps back; STI holds back interrupts only.
+                let loads_ss = instr.op0_register() == iced_x86::Register::SS;
+                self.interpret(bus, &instr, budget).map(|done| (done, keeps_rf, reloads_tf, loads_ss))
             }
             Err(exception) => Err(Faulted::from(exception)),
         };
         match outcome {
-            Ok((done, keeps_rf, reloads_tf)) => {
+            Ok((done, keeps_rf, reloads_tf, loads_ss)) => {
                 let state = &mut self.hot().state;
                 state.retired += done.retired;
                 if !state.code64() {
@@ -227,7 +250,7 @@ impl Vcpu {
                 }
                 // Software interrupts clear TF, and SYSCALL goes by the TF that it leaves.
                 let single_step = before & if reloads_tf { state.rflags } else { u64::MAX } & flags::TF != 0;
-                if state.in_interrupt_shadow() {
+                if loads_ss && state.in_interrupt_shadow() {
                     return;
                 }
                 if single_step {
@@ -263,6 +286,10 @@ impl Vcpu {
         }
         if !mode.is64() && state.rip > state.seg[1].limit as u64 {
             return Err(Exception::gp(0));
+        }
+        // Translated code knows nothing of the limit: what has one is fetched by Rust, which looks.
+        if !mode.is64() && !mode.has(Mode::FLAT[1]) {
+            return Ok(None);
         }
         let Some(phys) = self.code_page(bus, mode, virt)? else { return Ok(None) };
         let phys = phys.offset(virt.page_offset() as u64);
@@ -313,6 +340,7 @@ impl Vcpu {
 
     /// Translates the block of `key`; `None` when Rust must execute its first instruction.
     fn translate(&mut self, bus: &mut dyn Bus, key: BlockKey) -> Result<Option<BlockId>, Exception> {
+        let _work = profile::work(Work::Translate);
         if !self.blocks.has_room() {
             self.drop_code(bus);
             // Only our record that the page is mapped is gone, and found again here.
@@ -397,6 +425,7 @@ impl Vcpu {
                 return;
             }
             let exit = self.blocks.exits[id.0 as usize];
+            profile::left(&exit.kind);
             // Links lead from one mode to another (STAC, CLAC): the block left says which this is.
             let mode = self.blocks.get(exit.block).key.mode;
             let next = match exit.kind {
@@ -588,6 +617,7 @@ impl Vcpu {
 
     /// A TLB miss: fill and retry, or execute the instruction from Rust.
     fn access(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId, wanted: Wanted) -> Next {
+        let _work = profile::work(Work::TlbMiss);
         let Wanted { linear, size, write, leads } = wanted;
         let BlockExit { block, insn: k, .. } = self.blocks.exits[id.0 as usize];
         let virt = GuestVirt(linear);
@@ -595,8 +625,10 @@ impl Vcpu {
         if crossing {
             mark!(Crossing);
         }
+        let early = (size >= 16 || self.x87_in_host && x87::exception_pending())
+            && self.faults_before_access(bus, mode, id);
         let mut shareable = !crossing;
-        if !crossing && (!mode.is64() || paging::is_canonical(linear)) {
+        if !crossing && !early && (!mode.is64() || paging::is_canonical(linear)) {
             let state = &self.hot().state;
             if let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, write))
                 && let Some(page) = bus.ram().page_index(found.phys)
@@ -641,6 +673,18 @@ impl Vcpu {
         stale
     }
 
+    /// Whether the instruction of an exit faults before its operand's page is looked at: a vector
+    /// that has to be aligned and is not, or a pending x87 exception.
+    fn faults_before_access(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId) -> bool {
+        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
+        self.arrive_at(block, insn);
+        let Ok((instr, _)) = self.decoded(bus, mode, id) else { return false };
+        if waits_for_x87(&instr) {
+            return self.x87_in_host && x87::exception_pending();
+        }
+        must_be_aligned(&instr) && check_vector_alignment(&self.core(bus), &instr).is_err()
+    }
+
     /// Whether a retry of this instruction can succeed: two operands on pages that share a TLB slot
     /// would evict each other for ever.
     fn may_fill(&mut self, block: BlockId, k: u8) -> bool {
@@ -654,9 +698,14 @@ impl Vcpu {
 
     /// Executes the instruction of an exit from Rust and goes on behind it if nothing changed.
     fn interpret_in_block(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId) -> Next {
+        let _work = profile::work(Work::Interpret);
         let budget = self.horizon - self.state().retired;
         let done = match self.decoded(bus, mode, id) {
-            Ok((instr, class)) => self.interpret_as(bus, &instr, class, budget),
+            Ok((instr, class)) => {
+                let access = matches!(self.blocks.exits[id.0 as usize].kind, ExitKind::Access { .. });
+                profile::interpreted(instr.mnemonic(), access);
+                self.interpret_as(bus, &instr, class, budget)
+            }
             Err(exception) => Err(Faulted::from(exception)),
         };
         let retired = match done {
@@ -668,12 +717,21 @@ impl Vcpu {
             }
         };
         self.hot().state.retired += retired;
-        let BlockExit { block, insn, kind } = self.blocks.exits[id.0 as usize];
+        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
         // The leader of a group has left nothing for the others.
-        if matches!(kind, ExitKind::Access { leads: true, .. }) || self.groups_stale(block) {
+        if self.leads(id) || self.groups_stale(block) {
             return Next::Loop;
         }
         self.resume_after(bus, mode, block, insn, retired)
+    }
+
+    /// Whether any access of an exit's instruction leads a group, be it not the one that made the exit.
+    fn leads(&self, id: ExitId) -> bool {
+        let of = &self.blocks.exits[id.0 as usize];
+        // The exits of one instruction stand side by side, and it has at most two accesses.
+        let near = &self.blocks.exits[(id.0 as usize).saturating_sub(3)..];
+        let same = |exit: &&BlockExit| exit.block == of.block && exit.insn == of.insn;
+        near.iter().take(7).filter(same).any(|exit| matches!(exit.kind, ExitKind::Access { leads: true, .. }))
     }
 
     /// The instruction of an exit, decoded and classified once for all its executions.

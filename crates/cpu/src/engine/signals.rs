@@ -46,6 +46,11 @@ pub fn guard(running: Running) -> Guard {
     Guard { before: RUNNING.replace(Some(running)), mask }
 }
 
+/// Whether `rip` is in the code cache of the vCPU running on this thread.
+pub fn runs_code_at(rip: u64) -> bool {
+    RUNNING.get().is_some_and(|running| (running.code_start as u64..running.code_end as u64).contains(&rip))
+}
+
 /// Blocks every signal but ours on this thread; returns what was blocked before.
 fn hold_back_others() -> libc::sigset_t {
     // SAFETY: plain sets of this thread's own.
@@ -55,6 +60,9 @@ fn hold_back_others() -> libc::sigset_t {
         libc::sigfillset(&mut wanted);
         for signal in SIGNALS {
             libc::sigdelset(&mut wanted, signal);
+        }
+        if super::profile::is_on() {
+            libc::sigdelset(&mut wanted, libc::SIGPROF);
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, &wanted, &mut before);
         before

@@ -9,7 +9,7 @@ use super::hot::Hot;
 use super::thunks::{self, Thunks};
 use super::tlb::Tlb;
 use super::translate::Translator;
-use crate::core::{Core, Flush};
+use crate::core::{Core, Flush, alignment_checked};
 use crate::fpu::{FpuKind, fpu_available};
 use crate::{Activity, Bus, CpuState};
 use base::Position;
@@ -226,6 +226,9 @@ impl Vcpu {
         let mut mode = Mode::of_bits(state.code_bits());
         if state.cpl == 3 {
             mode = mode.with(Mode::USER);
+            if alignment_checked(state) {
+                mode = mode.with(Mode::PRECISE);
+            }
             if state.cr4 & cr4::TSD == 0 {
                 mode = mode.with(Mode::USER_TSC);
             }

@@ -1,8 +1,7 @@
 //! Far jumps, calls and returns (Intel SDM vol. 2A CALL, JMP; vol. 2B RET; vol. 3A, 5.8).
 //!
-//! Code segments, conforming and not, and call gates are done in full. Task gates and task state
-//! segments are refused with #GP(selector): there are no task switches, which no system that the
-//! machine boots uses.
+//! Code segments, conforming and not, and call gates are done in full; task gates and task
+//! state segments lead to task switches.
 
 use super::gate;
 use super::interrupt::load_stack;
@@ -43,7 +42,7 @@ fn transfer(core: &mut Core, instr: &Instruction, size: usize, call: bool) -> Do
         _ => read_far(core, instr, size)?,
     };
     let back = next_rip(core, instr);
-    if !core.protected() {
+    if core.state.real_segments() {
         if offset > core.state.seg[CS].limit as u64 {
             return Err(Exception::gp(0));
         }
@@ -235,6 +234,9 @@ pub(super) fn drop_inaccessible_segments(core: &mut Core, cpl: u8) {
         let conforming_code = seg.kind() & 0xc == 0xc;
         if seg.present() && seg.dpl() < cpl && !conforming_code {
             *seg = Segment::default();
+        } else if is_null(seg.selector) {
+            // The requested privilege goes; the bases of FS and GS stay.
+            seg.selector = 0;
         }
     }
 }
@@ -242,7 +244,7 @@ pub(super) fn drop_inaccessible_segments(core: &mut Core, cpl: u8) {
 fn ret(core: &mut Core, size: usize, extra: u16) -> Done {
     let [rip, cs] = core.peek(0, size)?;
     let popped = 2 * size as u64 + extra as u64;
-    if !core.protected() {
+    if core.state.real_segments() {
         if rip > core.state.seg[CS].limit as u64 {
             return Err(Exception::gp(0));
         }

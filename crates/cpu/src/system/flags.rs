@@ -29,6 +29,8 @@ pub(super) fn execute(core: &mut Core, instr: &Instruction) -> Done {
             }
             Ok(Outcome::RECHECK)
         }
+        // What CLI and STI may not touch, these may not even look at in virtual-8086 mode.
+        _ if core.state.virtual_8086() && iopl(core) < 3 && is_image(instr) => Err(Exception::gp(0)),
         M::Pushf => push(core, 2),
         M::Pushfd => push(core, 4),
         M::Pushfq => push(core, 8),
@@ -55,6 +57,11 @@ pub(super) fn execute(core: &mut Core, instr: &Instruction) -> Done {
         }
         _ => require_cpl0(core).and(Err(Exception::ud())),
     }
+}
+
+/// Whether it is a PUSHF or POPF.
+fn is_image(instr: &Instruction) -> bool {
+    matches!(instr.mnemonic(), M::Pushf | M::Pushfd | M::Popf | M::Popfd)
 }
 
 fn require_iopl(core: &Core) -> Result<(), Exception> {

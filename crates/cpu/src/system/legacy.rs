@@ -125,6 +125,7 @@ fn enter_frame(core: &mut Core, size: usize, allocate: u16, level: u8) -> Done {
     }
     let top = core.stack_pointer().wrapping_sub(allocate as u64) & width;
     let at = core.linear(SegmentIndex::Ss, top, size, true)?;
+    core.check_alignment(at, size)?;
     core.check_write(at, size, Intent::Explicit)?;
     core.set_stack_pointer(top);
     set_rbp(core, size, frame);

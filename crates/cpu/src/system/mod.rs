@@ -21,6 +21,8 @@ mod operand;
 mod port;
 mod segment;
 mod table;
+pub(crate) mod task;
+mod virtual_8086;
 mod x87;
 mod xstate;
 
@@ -30,7 +32,6 @@ pub(crate) use port::check_io;
 use crate::core::{Core, mask};
 use crate::{gather, string};
 use iced_x86::{Code, Instruction, Mnemonic};
-use x86::control::cr0;
 use x86::{Exception, Segment, SegmentIndex};
 
 /// How execution goes on.
@@ -81,9 +82,9 @@ pub(crate) fn require_cpl0(core: &Core) -> Result<(), Exception> {
     if core.state.cpl == 0 { Ok(()) } else { Err(Exception::gp(0)) }
 }
 
-/// #UD unless in protected mode.
+/// #UD unless in protected mode proper.
 pub(crate) fn require_protected(core: &Core) -> Result<(), Exception> {
-    if core.state.cr0 & cr0::PE != 0 { Ok(()) } else { Err(Exception::ud()) }
+    if core.state.real_segments() { Err(Exception::ud()) } else { Ok(()) }
 }
 
 /// #UD unless the code segment is a 64-bit one.
@@ -247,7 +248,7 @@ pub(crate) fn inhibit_next(core: &mut Core) {
     core.state.shadow_at = core.state.retired.wrapping_add(1);
 }
 
-/// Loads a segment register in real mode: selector and base. Limit and attributes stay what the
+/// Loads a segment register in real or virtual-8086 mode: selector and base. Limit and attributes stay what the
 /// last protected-mode load made them ("unreal mode"; SDM vol. 3A, 9.9.2), but for a register that
 /// was null there, which becomes what it is after reset.
 pub(crate) fn load_real_segment(core: &mut Core, index: SegmentIndex, selector: u16) {

@@ -40,7 +40,7 @@ pub(super) fn execute(core: &mut Core, instr: &Instruction) -> Done {
 
 /// Registers that lie outside the core.
 fn is_outside(index: u32) -> bool {
-    matches!(index, msr::APIC_BASE | msr::TSC_DEADLINE | msr::X2APIC_FIRST..=msr::X2APIC_LAST)
+    matches!(index, msr::APIC_BASE | msr::X2APIC_FIRST..=msr::X2APIC_LAST)
 }
 
 /// The place of a fixed-range MTRR in [`crate::SystemMsrs::mtrr_fixed`].
@@ -54,7 +54,38 @@ fn fixed_range(index: u32) -> Option<usize> {
     }
 }
 
+/// IA32_TSC_DEADLINE as the guest sees it: compared with the counter that IA32_TSC_ADJUST shifts,
+/// while the timer outside compares with the machine's own. 0: disarmed.
+fn read_deadline(core: &mut Core) -> Option<u64> {
+    let at = core.at();
+    let outside = core.bus.msr_read(at, msr::TSC_DEADLINE)?;
+    Some(if outside == 0 { 0 } else { outside.wrapping_add(core.state.msr.tsc_adjust) })
+}
+
+fn write_deadline(core: &mut Core, deadline: u64) -> bool {
+    let at = core.at();
+    let outside = match deadline.checked_sub(tsc(core)) {
+        _ if deadline == 0 => 0,
+        Some(left) => core.bus.tsc(at).saturating_add(left),
+        // Over already: any deadline in the past expires at once.
+        None => 1,
+    };
+    core.bus.msr_write(at, msr::TSC_DEADLINE, outside)
+}
+
+/// Sets IA32_TSC_ADJUST; an armed deadline stays the number it is and so moves in time.
+fn set_tsc_adjust(core: &mut Core, value: u64) {
+    let armed = read_deadline(core).filter(|deadline| *deadline != 0);
+    core.state.msr.tsc_adjust = value;
+    if let Some(deadline) = armed {
+        write_deadline(core, deadline);
+    }
+}
+
 fn read(core: &mut Core, index: u32) -> Option<u64> {
+    if index == msr::TSC_DEADLINE {
+        return read_deadline(core);
+    }
     if is_outside(index) {
         let at = core.at();
         return core.bus.msr_read(at, index);
@@ -115,6 +146,9 @@ fn are_memory_types(value: u64, uncached_minus: bool) -> bool {
 
 /// False: #GP.
 fn write(core: &mut Core, index: u32, value: u64) -> bool {
+    if index == msr::TSC_DEADLINE {
+        return write_deadline(core, value);
+    }
     if is_outside(index) {
         let at = core.at();
         return core.bus.msr_write(at, index, value);
@@ -122,9 +156,12 @@ fn write(core: &mut Core, index: u32, value: u64) -> bool {
     match index {
         msr::EFER => return write_efer(core, value),
         msr::TSC => {
-            let now = tsc(core);
-            let adjust = &mut core.state.msr.tsc_adjust;
-            *adjust = adjust.wrapping_add(value.wrapping_sub(now));
+            let ahead = value.wrapping_sub(tsc(core));
+            set_tsc_adjust(core, core.state.msr.tsc_adjust.wrapping_add(ahead));
+            return true;
+        }
+        msr::TSC_ADJUST => {
+            set_tsc_adjust(core, value);
             return true;
         }
         _ => {}
@@ -133,7 +170,6 @@ fn write(core: &mut Core, index: u32, value: u64) -> bool {
     let state = &mut *core.state;
     let m = &mut state.msr;
     match index {
-        msr::TSC_ADJUST => set(&mut m.tsc_adjust, value, true),
         msr::STAR => set(&mut m.star, value, true),
         msr::LSTAR => set(&mut m.lstar, value, canonical),
         msr::CSTAR => set(&mut m.cstar, value, canonical),

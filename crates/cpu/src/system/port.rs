@@ -10,9 +10,10 @@ use x86::Exception;
 /// Offset of the I/O map base in a 32- or 64-bit task state segment.
 const IO_MAP_BASE: u64 = 0x66;
 
-/// Checks IOPL and the I/O permission bitmap for `size` ports from `port`: #GP(0) where they forbid.
+/// Checks IOPL (not in virtual-8086 mode) and the I/O permission bitmap for `size` ports from `port`: #GP(0) where they forbid.
 pub(crate) fn check_io(core: &mut Core, port: u16, size: usize) -> Result<(), Exception> {
-    if !core.protected() || core.state.cpl <= iopl(core) {
+    let privileged = core.state.cpl <= iopl(core) && !core.state.virtual_8086();
+    if !core.protected() || privileged {
         return Ok(());
     }
     let denied = Err(Exception::gp(0));

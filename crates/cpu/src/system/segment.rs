@@ -31,7 +31,7 @@ pub(super) fn execute(core: &mut Core, instr: &Instruction) -> Done {
 
 /// Loads a segment register other than CS with all its checks (SDM vol. 2B, MOV).
 fn load(core: &mut Core, index: SegmentIndex, selector: u16) -> Result<(), Exception> {
-    if !core.protected() {
+    if core.state.real_segments() {
         load_real_segment(core, index, selector);
         return Ok(());
     }

@@ -52,6 +52,7 @@ fn environment(core: &mut Core, instr: &Instruction) -> Done {
         return Err(Exception::plain(vector::MF));
     }
     let at = operand::address(core, instr, total, store)?;
+    core.check_alignment(at, environment / 7)?;
     if store {
         save(core, at, environment, total)?
     } else {

@@ -47,6 +47,8 @@ struct TestBus {
     written: Vec<(u64, Vec<u8>)>,
     ports: Vec<(u64, u16, u32)>,
     horizon: u64,
+    /// IA32_TSC_DEADLINE, in ticks of [`Bus::tsc`].
+    deadline: u64,
 }
 
 impl Bus for TestBus {
@@ -70,11 +72,12 @@ impl Bus for TestBus {
     fn io_write(&mut self, at: Position, port: u16, _size: usize, value: u32) {
         self.ports.push((at.count(), port, value));
     }
-    fn msr_read(&mut self, _at: Position, _index: u32) -> Option<u64> {
-        None
+    fn msr_read(&mut self, _at: Position, index: u32) -> Option<u64> {
+        (index == x86::msr::TSC_DEADLINE).then_some(self.deadline)
     }
-    fn msr_write(&mut self, _at: Position, _index: u32, _value: u64) -> bool {
-        false
+    fn msr_write(&mut self, _at: Position, index: u32, value: u64) -> bool {
+        self.deadline = value;
+        index == x86::msr::TSC_DEADLINE
     }
     fn tsc(&mut self, at: Position) -> u64 {
         at.count() * 2
@@ -114,8 +117,13 @@ impl Machine {
         state.seg[SegmentIndex::Cs as usize].selector = 0;
         state.gpr[gpr::RSP] = 0x7000;
         state.idtr = DescriptorTable { base: 0, limit: 0x3ff };
-        let bus =
-            TestBus { ram: Ram::new(4 << 20).unwrap(), written: vec![], ports: vec![], horizon: u64::MAX };
+        let bus = TestBus {
+            ram: Ram::new(4 << 20).unwrap(),
+            written: vec![],
+            ports: vec![],
+            horizon: u64::MAX,
+            deadline: 0,
+        };
         Self { state, model: CpuModel::plain(Level::V3), bus, flush: Flush::default() }
     }
 

@@ -335,3 +335,35 @@ fn enter_builds_nested_frames_and_leave_undoes_them() {
     m.exec(&[0xc9]).unwrap();
     assert_eq!((m.state.gpr[gpr::RSP], m.state.gpr[gpr::RBP]), (STACK, STACK + 0x100));
 }
+
+/// WRMSR of `value` to `index`.
+fn write_msr(m: &mut Machine, index: u32, value: u64) {
+    m.state.gpr[gpr::RCX] = index.into();
+    m.state.gpr[gpr::RAX] = value & 0xffff_ffff;
+    m.state.gpr[gpr::RDX] = value >> 32;
+    m.exec(&[0x0f, 0x30]).unwrap();
+}
+
+fn read_msr(m: &mut Machine, index: u32) -> u64 {
+    m.state.gpr[gpr::RCX] = index.into();
+    m.exec(&[0x0f, 0x32]).unwrap();
+    m.state.gpr[gpr::RDX] << 32 | m.state.gpr[gpr::RAX]
+}
+
+#[test]
+fn the_tsc_deadline_counts_with_the_adjusted_counter() {
+    let mut m = Machine::kernel();
+    m.state.retired = 500; // the machine's counter stands at 1000
+    write_msr(&mut m, x86::msr::TSC_ADJUST, 300);
+    write_msr(&mut m, x86::msr::TSC_DEADLINE, 2300);
+    assert_eq!(m.bus.deadline, 2000, "2300 by the guest's counter, which is 300 ahead");
+    assert_eq!(read_msr(&mut m, x86::msr::TSC_DEADLINE), 2300);
+    write_msr(&mut m, x86::msr::TSC_ADJUST, 100);
+    assert_eq!(m.bus.deadline, 2200, "the counter was put back, so it comes later");
+    write_msr(&mut m, x86::msr::TSC, 5000);
+    assert_eq!(m.bus.deadline, 1, "the counter is past it now");
+    write_msr(&mut m, x86::msr::TSC_DEADLINE, 0);
+    assert_eq!((m.bus.deadline, read_msr(&mut m, x86::msr::TSC_DEADLINE)), (0, 0));
+    write_msr(&mut m, x86::msr::TSC_ADJUST, 7);
+    assert_eq!(m.bus.deadline, 0, "disarmed it stays");
+}

@@ -86,6 +86,16 @@ fn iret_refuses_what_the_manual_refuses() {
 }
 
 #[test]
+fn returning_outwards_takes_the_privilege_off_null_selectors() {
+    let mut m = Machine::kernel();
+    m.state.seg[SegmentIndex::Fs as usize] = Segment { base: 0x1234, selector: 3, ..segment(0, 0) };
+    push_frame(&mut m, &[CODE, USER_CS as u64, 0x202, STACK, USER_SS as u64]);
+    m.exec(IRETQ).unwrap();
+    let fs = m.state.seg[SegmentIndex::Fs as usize];
+    assert_eq!((fs.selector, fs.base), (0, 0x1234), "as the kernel's 32-bit sigreturn counts on");
+}
+
+#[test]
 fn returning_outwards_makes_kernel_data_segments_null() {
     let mut m = Machine::kernel();
     m.state.seg[SegmentIndex::Ds as usize] = segment(KERNEL_SS, 0xc093);

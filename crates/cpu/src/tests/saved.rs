@@ -24,6 +24,10 @@ fn an_over_shadow_is_not_told_apart_from_none() {
     let old = encoded(&m);
     m.state.shadow_at = u64::MAX;
     assert_eq!(encoded(&m), old);
+    m.state.event_at = 9;
+    assert_eq!(encoded(&m), old, "nor is an exception that instructions have followed");
+    m.state.event_at = 10;
+    assert_ne!(encoded(&m), old);
 }
 
 #[test]

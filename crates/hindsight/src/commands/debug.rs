@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 pub fn debug(options: &Debug) -> Result<u8, Failure> {
     let listen = options.listen.as_deref().map(parse_address).transpose()?;
     let recording = Library::of_user()?.find(options.recording.as_deref())?;
-    if let Some(symbols) = &options.symbols {
+    for symbols in &options.symbols {
         let cannot = |error| Failure::usage(format!("--symbols {}: {error}", symbols.display()));
         std::fs::File::open(symbols).map_err(cannot)?;
     }
@@ -30,8 +30,13 @@ pub fn debug(options: &Debug) -> Result<u8, Failure> {
 fn serve(options: &Debug, recording: &Path, listen: &Listen) -> Result<u8, Failure> {
     let stop = Stop::new();
     stop.on_signals()?;
-    let mut ready = |ready: &Ready| eprintln!("hindsight: in gdb: target remote {}", ready.address);
-    machine().debug(recording, options.at, options.symbols.as_deref(), listen, &mut ready, &stop)?;
+    let mut ready = |ready: &Ready| {
+        if let Some(symbols) = &ready.symbols {
+            eprintln!("hindsight: in gdb: add-symbol-file {}", symbols.display());
+        }
+        eprintln!("hindsight: in gdb: target remote {}", ready.address);
+    };
+    machine().debug(recording, options.at, &options.symbols, listen, &mut ready, &stop)?;
     Ok(0)
 }
 
@@ -56,8 +61,7 @@ fn start_gdb(options: &Debug, recording: &Path) -> Result<u8, Failure> {
         }
         gdb = Some(started);
     };
-    let served =
-        machine().debug(recording, options.at, options.symbols.as_deref(), &listen, &mut ready, &stop);
+    let served = machine().debug(recording, options.at, &options.symbols, &listen, &mut ready, &stop);
     match gdb {
         Some(Ok(mut child)) => {
             if served.is_err() {

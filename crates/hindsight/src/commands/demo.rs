@@ -51,7 +51,7 @@ pub fn demo(options: &Demo) -> Result<u8, Failure> {
     let (recorded, figures) = machine().record(&plan(guest), &folder.0, host)?;
     let wall = begun.elapsed();
     if recorded.exit != Exit::Command || recorded.job_status != Some(0) {
-        return live.end(&recorded, true, options.json, figures);
+        return live.end(&recorded, options.json, figures);
     }
     say(&format!(
         "  {} instructions in {:.2} s; {} events, {} KB of log",
@@ -71,7 +71,7 @@ pub fn demo(options: &Demo) -> Result<u8, Failure> {
         hashes_checked = figures.hashes_checked;
         if !same(&recorded, &replayed) {
             say("The replay differs.")?;
-            let status = live.end(&replayed, false, options.json, NoFigures {})?;
+            let status = live.end(&replayed, options.json, NoFigures {})?;
             return Ok(if status == 0 { Failure::DIVERGED } else { status });
         }
         say(&format!(
@@ -98,6 +98,7 @@ fn plan(guest: SmallGuest) -> GuestPlan {
     GuestPlan {
         kernel: guest.kernel,
         initrd: Some(guest.initrd),
+        files: Vec::new(),
         job: Some(Job { script: WORK.trim().to_owned(), mode: Mode::Batch }),
         append: "console=ttyS0 quiet loglevel=1".to_owned(),
         memory_bytes: 512 << 20,

@@ -213,8 +213,9 @@ impl Search<'_> {
             stop: stop.clone(),
             progress: Progress::quiet(),
             tuning: self.options.tuning()?,
-            checkpoint_every: Some(timeline::CHECKPOINT_EVERY),
+            checkpoints: Some(timeline::Spacing::default()),
             hash_every: timeline::HASH_EVERY,
+            profile: None,
         };
         Ok((host, stop))
     }

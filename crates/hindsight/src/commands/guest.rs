@@ -1,11 +1,11 @@
-//! `guest make` and `guest fetch`.
+//! `guest make`, `guest module` and `guest fetch`.
 
 use super::print;
-use crate::cli::{Guest, GuestMake};
+use crate::cli::{Guest, GuestMake, GuestModule};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use ::guest::image::{ImageOptions, make};
-use ::guest::{Cache, SmallGuest};
+use ::guest::{Cache, SmallGuest, build_module};
 
 /// `hindsight guest …`
 pub fn guest(options: &Guest) -> Result<u8, Failure> {
@@ -15,6 +15,13 @@ pub fn guest(options: &Guest) -> Result<u8, Failure> {
             make(&image_options(options), &mut |line| progress.line(line))?;
             progress.clear();
             print(&format!("{0}\nstart it with: hindsight run --disk {0}", options.out.display()))?;
+        }
+        Guest::Module(GuestModule { sources, output, debian }) => {
+            let cache = Cache::of_user()?;
+            let notice = &mut |line: &str| progress.line(line);
+            let built = build_module(&cache, (*debian).into(), sources, output, notice)?;
+            progress.clear();
+            built.iter().try_for_each(|file| print(&file.display().to_string()))?;
         }
         Guest::Fetch { debian } => {
             let cache = Cache::of_user()?;

@@ -109,20 +109,16 @@ impl Live {
             stop: stop.clone(),
             progress,
             tuning,
-            checkpoint_every: None,
+            checkpoints: None,
             hash_every: HASH_EVERY,
+            profile: None,
         };
         Ok((Self { stop, _raw: raw, begun: Instant::now() }, host))
     }
 
     /// Ends it: the terminal is the user's again, and the outcome is told.
-    pub fn end<F: Serialize>(
-        self,
-        outcome: &Outcome,
-        with_job: bool,
-        json: bool,
-        figures: F,
-    ) -> Result<u8, Failure> {
+    pub fn end<F: Serialize>(self, outcome: &Outcome, json: bool, figures: F) -> Result<u8, Failure> {
+        let with_job = outcome.with_job;
         let summary = Summary::new(outcome, self.begun.elapsed(), self.stop.reason(), with_job, figures);
         terminal::restore();
         if let Some(note) = &outcome.note {

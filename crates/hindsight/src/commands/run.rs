@@ -5,9 +5,11 @@ use crate::cli::{Record, Replay, Run};
 use crate::failure::Failure;
 use crate::inputs;
 use crate::library::{self, Library};
-use crate::session::{GuestPlan, Machine, machine};
-use crate::summary::NoFigures;
-use crate::values::{ConsoleTo, Pos};
+use crate::session::{BranchPlan, GuestPlan, HostSide, Machine, Outcome, ProfileTo, machine};
+use crate::summary::{NoFigures, RecordFigures};
+use crate::values::{ConsoleTo, Net, Pos, RecPos};
+use std::path::Path;
+use timeline::Spacing;
 
 /// Checks the options of a run, before anything is touched.
 fn prepare(options: &Run) -> Result<(GuestPlan, ConsoleTo, Seat), Failure> {
@@ -18,30 +20,78 @@ fn prepare(options: &Run) -> Result<(GuestPlan, ConsoleTo, Seat), Failure> {
     Ok((plan, console, seat))
 }
 
+/// Likewise for a run that goes on from the past.
+fn prepare_branch(options: &Run, from: &RecPos) -> Result<(BranchPlan, ConsoleTo, Seat), Failure> {
+    let console = console_of(&options.host)?;
+    let seat = Seat::find(&console);
+    let guest = &options.guest;
+    if !guest.forward.is_empty() && guest.net != Net::User {
+        return Err(Failure::usage("--forward needs --net user"));
+    }
+    let plan = BranchPlan {
+        recording: Library::of_user()?.find(from.recording.as_deref())?,
+        at: from.at,
+        net: guest.net.clone(),
+        forwards: guest.forward.clone(),
+        input: seat != Seat::Nobody,
+    };
+    Ok((plan, console, seat))
+}
+
 /// `hindsight run`
 pub fn run(options: &Run) -> Result<u8, Failure> {
+    if let Some(from) = &options.from {
+        let (plan, console, seat) = prepare_branch(options, from)?;
+        let (live, host) = Live::begin(&console, seat, options.host.timeout, options.host.tuning()?)?;
+        let (outcome, _) = machine().branch(&plan, None, host)?;
+        return live.end(&outcome, options.host.json, NoFigures {});
+    }
     let (plan, console, seat) = prepare(options)?;
     let (live, host) = Live::begin(&console, seat, options.host.timeout, options.host.tuning()?)?;
     let outcome = machine().run(&plan, host)?;
-    live.end(&outcome, plan.job.is_some(), options.host.json, NoFigures {})
+    live.end(&outcome, options.host.json, NoFigures {})
 }
 
 /// `hindsight record`
 pub fn record(options: &Record) -> Result<u8, Failure> {
+    if let Some(from) = &options.run.from {
+        let (plan, console, seat) = prepare_branch(&options.run, from)?;
+        return record_into(options, &plan.recording.clone(), console, seat, |folder, side| {
+            let (outcome, figures) = machine().branch(&plan, Some(folder), side)?;
+            Ok((outcome, figures.ok_or_else(|| Failure::host("nothing was recorded"))?))
+        });
+    }
     let (plan, console, seat) = prepare(&options.run)?;
-    let folder = Library::of_user()?.create(options.output.as_deref(), &stem(&options.run.command))?;
+    let stem = stem(&options.run.command);
+    record_into(options, Path::new(&stem), console, seat, |folder, side| {
+        machine().record(&plan, folder, side)
+    })
+}
+
+/// Records with `record` into a new folder, whose name begins with that of `like` if nobody gave one.
+fn record_into(
+    options: &Record,
+    like: &Path,
+    console: ConsoleTo,
+    seat: Seat,
+    record: impl FnOnce(&Path, HostSide) -> Result<(Outcome, RecordFigures), Failure>,
+) -> Result<u8, Failure> {
+    let like = like.file_stem().unwrap_or_default().to_string_lossy();
+    let folder = Library::of_user()?.create(options.output.as_deref(), &like)?;
     let host = &options.run.host;
     let begun = host.tuning().and_then(|tuning| Live::begin(&console, seat, host.timeout, tuning));
     let result = begun.and_then(|(live, mut side)| {
-        side.checkpoint_every = (options.checkpoint_every > 0).then_some(options.checkpoint_every);
+        let spacing =
+            Spacing { every: options.checkpoint_every, budget_bytes: options.checkpoint_budget.bytes };
+        side.checkpoints = (options.checkpoint_every > 0).then_some(spacing);
         side.hash_every = options.hash_every;
-        Ok((live, machine().record(&plan, &folder, side)?))
+        Ok((live, record(&folder, side)?))
     });
     let (live, (outcome, figures)) = result.inspect_err(|_| {
         // A folder in which nothing was recorded is not left behind; one with something is kept.
         let _ = std::fs::remove_dir(&folder);
     })?;
-    let status = live.end(&outcome, plan.job.is_some(), host.json, figures)?;
+    let status = live.end(&outcome, host.json, figures)?;
     if !host.json {
         eprintln!("hindsight: recorded {} ({} bytes)", folder.display(), library::bytes(&folder));
     }
@@ -52,13 +102,21 @@ pub fn record(options: &Record) -> Result<u8, Failure> {
 pub fn replay(options: &Replay) -> Result<u8, Failure> {
     let console = console_of(&options.host)?;
     let recording = Library::of_user()?.find(options.recording.as_deref())?;
-    let (live, host) = Live::begin(&console, Seat::Nobody, options.host.timeout, options.host.tuning()?)?;
+    let profile = options.profile_engine.as_ref().map(|file| profile_to(file.as_deref())).transpose()?;
+    let (live, mut host) = Live::begin(&console, Seat::Nobody, options.host.timeout, options.host.tuning()?)?;
+    host.profile = profile.map(|to| (to, options.profile_from));
     let to = options.to.unwrap_or(Pos::End);
     let (outcome, figures) = machine().replay(&recording, to, options.bisect, host)?;
     if let Some(bisect) = figures.bisect.as_ref().filter(|_| !options.host.json) {
         eprint!("{bisect}");
     }
-    live.end(&outcome, false, options.host.json, figures)
+    live.end(&outcome, options.host.json, figures)
+}
+
+fn profile_to(file: Option<&Path>) -> Result<ProfileTo, Failure> {
+    let Some(path) = file else { return Ok(ProfileTo::Stderr) };
+    let cannot = |error| Failure::usage(format!("--profile-engine {}: {error}", path.display()));
+    Ok(ProfileTo::File(std::fs::File::create(path).map_err(cannot)?, path.to_owned()))
 }
 
 /// The first part of a new recording's name: the program that ran, or `guest`.

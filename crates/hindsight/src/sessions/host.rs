@@ -73,6 +73,8 @@ pub struct LiveSeat {
     keys: Receiver<Input>,
     /// Where the network card leads.
     wire: Option<Wire>,
+    /// Frames wait where they come from: the guest has no room for them.
+    frames_held: bool,
     /// What the console is to the job, if there is one.
     job: Option<Mode>,
     /// The last byte that went in.
@@ -89,10 +91,17 @@ impl LiveSeat {
             stop: host.stop,
             keys: host.input,
             wire,
+            frames_held: false,
             job,
             last: None,
             over: false,
         }
+    }
+
+    /// The job listens already, and this was the last byte that went in.
+    pub fn resume(&mut self, last: Option<u8>) {
+        self.shown.ready = true;
+        self.last = last;
     }
 
     /// The status that the job reported.
@@ -154,7 +163,9 @@ impl Host for LiveSeat {
     fn input(&mut self, wait: Duration) -> Option<machine::Input> {
         let until = Instant::now() + wait;
         loop {
-            let Some(wire) = &self.wire else { return self.key(wait) };
+            let Some(wire) = self.wire.as_ref().filter(|_| !self.frames_held) else {
+                return self.key(wait);
+            };
             if let Some(bytes) = wire.receive() {
                 return Some(machine::Input::Frame { card: 0, bytes });
             }
@@ -169,6 +180,10 @@ impl Host for LiveSeat {
                 wire.wait(left);
             }
         }
+    }
+
+    fn hold_frames(&mut self, hold: bool) {
+        self.frames_held = hold;
     }
 
     fn may_give_input(&self) -> bool {
@@ -192,6 +207,11 @@ impl Audience {
     /// For a replay whose recording ends at `end`.
     pub fn new(host: HostSide, end: Position) -> Self {
         Self { shown: Shown::new(host.console), stop: host.stop, progress: host.progress, end }
+    }
+
+    /// Whether the job has reported that it begins.
+    pub fn job_has_begun(&self) -> bool {
+        self.shown.ready
     }
 
     /// The status that the job reported.

@@ -1,15 +1,18 @@
 //! The machine behind the seam: plans become guests, sessions become outcomes.
 
+mod branch;
 mod debug;
 mod host;
+mod profile;
 mod recordings;
+mod registers;
 mod target;
 mod wire;
 
 use crate::cli::{Clock, CpuModel, OnReset};
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::session::{GuestPlan, HostSide, Listen, Machine, Outcome, Ready};
+use crate::session::{BranchPlan, GuestPlan, HostSide, Listen, Machine, Outcome, Ready};
 use crate::stop::{Reason, Stop};
 use crate::summary::{Exit, RecordFigures, ReplayFigures, exit_status};
 use crate::values::{Net, Pos};
@@ -35,11 +38,11 @@ pub struct Sessions;
 
 impl Machine for Sessions {
     fn run(&self, plan: &GuestPlan, host: HostSide) -> Result<Outcome, Failure> {
-        let wire = Wire::of(plan, &host.progress)?;
+        let wire = Wire::of(&plan.net, &plan.forwards, &host.progress)?;
         let mut session = session_of(plan, &host)?;
         let mut seat = LiveSeat::new(host, plan.job.as_ref().map(|job| job.mode.clone()), wire);
         let ended = run_live(&mut session, &mut seat, None).map_err(live_failure)?;
-        outcome(&mut session, &seat, ended)
+        outcome(&mut session, &seat, ended, plan.job.is_some())
     }
 
     fn record(
@@ -48,36 +51,27 @@ impl Machine for Sessions {
         folder: &Path,
         host: HostSide,
     ) -> Result<(Outcome, RecordFigures), Failure> {
-        let wire = Wire::of(plan, &host.progress)?;
+        let wire = Wire::of(&plan.net, &plan.forwards, &host.progress)?;
         let mut session = session_of(plan, &host)?;
         let files = Files { initrd: plan.initrd.as_deref(), disks: &plan.disks };
         let manifest =
             timeline::describe(session.guest(), files, &mut HashCache::for_user()).map_err(usage_failure)?;
-        let id = manifest.id;
         let mut recorder =
             Recorder::begin(&mut session, folder, manifest, host.hash_every).map_err(host_failure)?;
-        if let Some(every) = host.checkpoint_every {
-            recorder.take_checkpoints(&mut session, folder, id, every).map_err(Failure::host)?;
+        if let Some(spacing) = host.checkpoints {
+            recorder.take_checkpoints(&mut session, folder, spacing).map_err(Failure::host)?;
         }
-        let mut seat = LiveSeat::new(host, plan.job.as_ref().map(|job| job.mode.clone()), wire);
-        let ended = match run_live(&mut session, &mut seat, Some(&mut recorder)) {
-            Ok(ended) => ended,
-            Err(error) => {
-                if !matches!(error, LiveError::Recording(_)) {
-                    // What is there is worth keeping; the failure below is what counts.
-                    let end = End { reason: EndReason::Failed, status: Failure::HOST.into() };
-                    let _ = recorder.finish(&mut session, end);
-                }
-                return Err(live_failure(error));
-            }
-        };
-        let outcome = outcome(&mut session, &seat, ended)?;
-        let status = exit_status(&outcome, seat.stop().reason(), plan.job.is_some());
-        let end = End { reason: end_reason(outcome.exit), status: status.into() };
-        let (_, events) = recorder.finish(&mut session, end).map_err(Failure::host)?;
-        let (log_bytes, checkpoint_bytes) = recordings::bytes_by_use(folder);
-        let recording = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-        Ok((outcome, RecordFigures { recording, events, log_bytes, checkpoint_bytes }))
+        let seat = LiveSeat::new(host, plan.job.as_ref().map(|job| job.mode.clone()), wire);
+        record_to_end(session, recorder, seat, folder, plan.job.is_some())
+    }
+
+    fn branch(
+        &self,
+        plan: &BranchPlan,
+        folder: Option<&Path>,
+        host: HostSide,
+    ) -> Result<(Outcome, Option<RecordFigures>), Failure> {
+        branch::go_live(plan, folder, host)
     }
 
     fn replay(
@@ -85,14 +79,20 @@ impl Machine for Sessions {
         recording: &Path,
         to: Pos,
         bisect: bool,
-        host: HostSide,
+        mut host: HostSide,
     ) -> Result<(Outcome, ReplayFigures), Failure> {
         let tuning = host.tuning;
         let recording = Recording::open(recording).map_err(recording_failure)?;
         let cache = &mut HashCache::for_user();
         let mut replay = Replay::open(&recording, &tuning, cache).map_err(replay_failure)?;
+        let profile = host.profile.take();
         let mut audience = Audience::new(host, replay.end().position);
-        let result = replay.run(target(to), &mut audience);
+        let result = match profile {
+            None => replay.run(target(to), &mut audience),
+            Some((report, from)) => {
+                profile::run(&mut replay, from.map(target), target(to), &mut audience, report)?
+            }
+        };
         audience.clear();
         let mut found = None;
         let (exit, note) = match result {
@@ -125,6 +125,7 @@ impl Machine for Sessions {
             exit,
             job_status: audience.job_status(),
             debug_exit: None,
+            with_job: false,
             note,
         };
         Ok((outcome, figures))
@@ -134,7 +135,7 @@ impl Machine for Sessions {
         &self,
         recording: &Path,
         at: Option<Pos>,
-        symbols: Option<&Path>,
+        symbols: &[std::path::PathBuf],
         listen: &Listen,
         ready: &mut dyn FnMut(&Ready),
         stop: &Stop,
@@ -149,6 +150,34 @@ impl Machine for Sessions {
     fn pack(&self, recording: &Path, output: &Path, progress: &Progress) -> Result<(), Failure> {
         recordings::pack(recording, output, progress)
     }
+}
+
+/// Runs a session that is being recorded to its end.
+fn record_to_end(
+    mut session: Session,
+    mut recorder: Recorder,
+    mut seat: LiveSeat,
+    folder: &Path,
+    with_job: bool,
+) -> Result<(Outcome, RecordFigures), Failure> {
+    let ended = match run_live(&mut session, &mut seat, Some(&mut recorder)) {
+        Ok(ended) => ended,
+        Err(error) => {
+            if !matches!(error, LiveError::Recording(_)) {
+                // What is there is worth keeping; the failure below is what counts.
+                let end = End { reason: EndReason::Failed, status: Failure::HOST.into() };
+                let _ = recorder.finish(&mut session, end);
+            }
+            return Err(live_failure(error));
+        }
+    };
+    let outcome = outcome(&mut session, &seat, ended, with_job)?;
+    let status = exit_status(&outcome, seat.stop().reason(), with_job);
+    let end = End { reason: end_reason(outcome.exit), status: status.into() };
+    let (_, events) = recorder.finish(&mut session, end).map_err(Failure::host)?;
+    let (log_bytes, checkpoint_bytes) = recordings::bytes_by_use(folder);
+    let recording = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    Ok((outcome, RecordFigures { recording, events, log_bytes, checkpoint_bytes }))
 }
 
 /// The machine of a plan, at power-on.
@@ -193,7 +222,7 @@ fn guest_of(plan: &GuestPlan) -> Result<Guest, Failure> {
     })
 }
 
-fn outcome(session: &mut Session, seat: &LiveSeat, ended: Ended) -> Result<Outcome, Failure> {
+fn outcome(session: &mut Session, seat: &LiveSeat, ended: Ended, with_job: bool) -> Result<Outcome, Failure> {
     let now = session.moment();
     let halted = "the guest's processor halted with nothing left to wake it";
     Ok(Outcome {
@@ -202,11 +231,12 @@ fn outcome(session: &mut Session, seat: &LiveSeat, ended: Ended) -> Result<Outco
         state_hash: session.state_hash().map_err(Failure::host)?.combined().to_string(),
         job_status: seat.job_status(),
         debug_exit: if let Ended::DebugExit(value) = ended { Some(value) } else { None },
+        with_job,
         note: (ended == Ended::Halted).then(|| halted.to_owned()),
         exit: match ended {
             Ended::PowerOff | Ended::Halted if seat.job_status().is_some() => Exit::Command,
             Ended::PowerOff | Ended::Halted => Exit::Poweroff,
-            Ended::DebugExit(_) => Exit::DebugExit,
+            Ended::DebugExit(_) => Exit::DebugPort,
             Ended::Reset => Exit::Reset,
             Ended::Panic => Exit::Panic,
             Ended::TripleFault => Exit::TripleFault,
@@ -228,7 +258,7 @@ fn end_reason(exit: Exit) -> EndReason {
         Exit::Reset => EndReason::Reset,
         Exit::Timeout => EndReason::Timeout,
         Exit::Interrupted => EndReason::Interrupted,
-        Exit::DebugExit => EndReason::DebugExit,
+        Exit::DebugPort => EndReason::DebugExit,
         Exit::Diverged | Exit::EndOfRecording => EndReason::Failed,
     }
 }

@@ -38,6 +38,7 @@ pub fn info(path: &Path) -> Result<(String, serde_json::Value), Failure> {
         object.insert("id".into(), serde_json::json!(manifest.id));
         object.insert("recorded_by".into(), serde_json::json!(manifest.recorded_by));
         object.insert("created_unix_ms".into(), serde_json::json!(manifest.created_unix_ms));
+        object.insert("origin".into(), serde_json::json!(manifest.origin));
         object.insert("guest".into(), serde_json::json!(manifest.guest));
     }
     Ok((text(path, manifest, &info), json))
@@ -51,6 +52,7 @@ fn text(path: &Path, manifest: &Manifest, info: &Info) -> String {
     let guest = &manifest.guest;
     line("recording", format!("{} ({})", path.display(), manifest.id));
     line("made by", manifest.recorded_by.clone());
+    ancestry(manifest).into_iter().for_each(|from| line("branched off", from));
     for (what, image) in guest.images() {
         let place = if image.packed { " (inside)" } else { "" };
         line(&what, format!("{}{place}, {} bytes", image.path.display(), image.size));
@@ -92,6 +94,20 @@ fn text(path: &Path, manifest: &Manifest, info: &Info) -> String {
     text
 }
 
+/// Where a branch comes from, and where that does, as long as they are there to tell.
+fn ancestry(manifest: &Manifest) -> Vec<String> {
+    const GENERATIONS_MAX: usize = 32;
+    let mut lines = Vec::new();
+    let mut origin = manifest.origin.clone();
+    while let Some(from) = origin.take().filter(|_| lines.len() < GENERATIONS_MAX) {
+        let parent = Recording::open(&from.path).ok().filter(|parent| parent.manifest().id == from.id);
+        let gone = if parent.is_none() { ", which is not there any more" } else { "" };
+        lines.push(format!("{} ({}) at position {}{gone}", from.path.display(), from.id, from.at));
+        origin = parent.and_then(|parent| parent.manifest().origin.clone());
+    }
+    lines
+}
+
 /// Makes one file of a recording. Of raw disk images it takes the blocks that the run read, which a
 /// replay finds out.
 pub fn pack(path: &Path, output: &Path, progress: &Progress) -> Result<(), Failure> {
@@ -109,8 +125,9 @@ pub fn pack(path: &Path, output: &Path, progress: &Progress) -> Result<(), Failu
             stop,
             progress: Progress::new(),
             tuning: timeline::Tuning::default(),
-            checkpoint_every: None,
+            checkpoints: None,
             hash_every: timeline::HASH_EVERY,
+            profile: None,
         };
         let mut audience = super::Audience::new(host, recording.extent().last);
         let tuning = timeline::Tuning::default();

@@ -1,5 +1,6 @@
 //! A recording as gdb sees it.
 
+use super::registers;
 use base::{GuestPhys, GuestTime, GuestVirt, PAGE_SIZE, Position};
 use cpu::Activity;
 use gdb::{
@@ -7,7 +8,7 @@ use gdb::{
     TargetError, WatchKind, Watchpoint,
 };
 use recording::Bookmarks;
-use timeline::{Hit, Pause, ReplayError, Travel, Until, WatchRange};
+use timeline::{Change, ChangeError, Hit, Pause, ReplayError, Travel, Until, WatchRange};
 
 /// History in gdb's terms.
 pub struct History(pub Travel);
@@ -21,7 +22,7 @@ fn replay(error: ReplayError) -> TargetError {
 }
 
 fn read_only() -> TargetError {
-    TargetError::ReadOnly("go live with `hindsight run --from` to try something else".into())
+    TargetError::ReadOnly("begin a branch here with `monitor branch` to try something else".into())
 }
 
 fn watch_range(watch: &Watchpoint) -> WatchRange {
@@ -33,6 +34,11 @@ fn watch_range(watch: &Watchpoint) -> WatchRange {
     }
 }
 
+/// How far a run went.
+fn moved(to: Position, from: Position) -> u64 {
+    to.count().abs_diff(from.count())
+}
+
 impl History {
     fn processor(&self) -> &cpu::Vcpu {
         self.0.session().machine().processor()
@@ -41,6 +47,14 @@ impl History {
     fn number(&self, cpu: CpuId) -> Result<u32, TargetError> {
         let number = u32::try_from(cpu).ok().filter(|number| *number < self.processor().cpus());
         number.ok_or(TargetError::NoCpu(cpu))
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), TargetError> {
+        self.0.change(change).map_err(|error| match error {
+            ChangeError::History => read_only(),
+            ChangeError::NoMemory(at) => TargetError::Unmapped(at),
+            ChangeError::InDelivery => failed(error),
+        })
     }
 
     fn lines(&mut self, to: Position) -> Result<Vec<ConsoleLine>, TargetError> {
@@ -101,12 +115,21 @@ impl Target for History {
     }
 
     fn registers(&mut self, cpu: CpuId) -> Result<Registers, TargetError> {
-        let state = self.processor().context(self.number(cpu)?);
-        Ok(registers_of(state, state.linear_rip()))
+        let number = self.number(cpu)?;
+        let state = self.processor().context(number);
+        let cr8 = self.0.session().machine().board().cr8(cpu);
+        Ok(registers::of(state, state.linear_rip(), cr8))
     }
 
-    fn write_registers(&mut self, _: CpuId, _: &Registers) -> Result<(), TargetError> {
-        Err(read_only())
+    fn write_registers(&mut self, cpu: CpuId, to: &Registers) -> Result<(), TargetError> {
+        if !self.0.in_branch() {
+            return Err(read_only());
+        }
+        let number = self.number(cpu)?;
+        let now = self.registers(cpu)?;
+        let mut state = self.processor().context(number).clone();
+        registers::set(&mut state, &now, to).map_err(failed)?;
+        self.change(Change::Registers { cpu: number, state: Box::new(state) })
     }
 
     fn read_virtual(&mut self, cpu: CpuId, at: GuestVirt, into: &mut [u8]) -> Result<usize, TargetError> {
@@ -118,12 +141,36 @@ impl Target for History {
         self.read_pages(at.0, into, |phys| Some(GuestPhys(phys)))
     }
 
-    fn write_virtual(&mut self, _: CpuId, _: GuestVirt, _: &[u8]) -> Result<(), TargetError> {
-        Err(read_only())
+    fn write_virtual(&mut self, cpu: CpuId, at: GuestVirt, bytes: &[u8]) -> Result<(), TargetError> {
+        if !self.0.in_branch() {
+            return Err(read_only());
+        }
+        let number = self.number(cpu)?;
+        let mut pieces = Vec::new();
+        let mut done = 0;
+        while done < bytes.len() {
+            let here = at.offset(done as u64);
+            let n = (PAGE_SIZE - here.page_offset()).min(bytes.len() - done);
+            let phys = self.0.physical_for(number, here).ok_or(TargetError::Unmapped(here.0))?;
+            pieces.push(Change::Memory { at: phys, bytes: bytes[done..done + n].to_vec() });
+            done += n;
+        }
+        let ram = self.0.session().machine().board().memory();
+        let backed = |change: &Change| match change {
+            Change::Memory { at, bytes } => ram.read(*at, &mut bytes.clone()),
+            _ => true,
+        };
+        if !pieces.iter().all(backed) {
+            return Err(TargetError::Unmapped(at.0));
+        }
+        pieces.into_iter().try_for_each(|piece| self.change(piece))
     }
 
-    fn write_physical(&mut self, _: GuestPhys, _: &[u8]) -> Result<(), TargetError> {
-        Err(read_only())
+    fn write_physical(&mut self, at: GuestPhys, bytes: &[u8]) -> Result<(), TargetError> {
+        if !self.0.in_branch() {
+            return Err(read_only());
+        }
+        self.change(Change::Memory { at, bytes: bytes.to_vec() })
     }
 
     fn position(&self) -> Position {
@@ -131,7 +178,7 @@ impl Target for History {
     }
 
     fn start(&self) -> Position {
-        Position::START
+        self.0.origin()
     }
 
     fn end(&self) -> Position {
@@ -187,14 +234,18 @@ impl Target for History {
             }
             Pause::Position => Stopped::Step,
             // A step that ends where history does is a whole step.
-            Pause::Start if steps.is_some_and(|count| count == here.count()) && here.count() > 0 => {
+            Pause::Start | Pause::End
+                if steps.is_some_and(|count| moved(self.0.position(), here) == count) =>
+            {
                 Stopped::Step
             }
             Pause::Start => Stopped::Start,
-            Pause::End if until.position.is_some_and(|at| at == self.0.end()) && here < self.0.end() => {
-                Stopped::Step
+            Pause::End => {
+                if let Some(over) = self.0.branch_over() {
+                    eprintln!("hindsight: the guest {}; the branch ends here", over.why);
+                }
+                Stopped::End
             }
-            Pause::End => Stopped::End,
             Pause::Interrupted => Stopped::Interrupted,
         };
         Ok(Stop { cpu: cpu as usize, why })
@@ -230,81 +281,51 @@ impl Target for History {
         let recording = self.0.recording();
         let manifest = recording.manifest();
         let pair = |name: &str, value: String| (name.to_owned(), value);
-        vec![
+        let over =
+            self.0.branch_over().map(|over| pair("branch", format!("ends here: the guest {}", over.why)));
+        let facts = [
             pair("recording", recording.path().display().to_string()),
             pair("made by", manifest.recorded_by.clone()),
             pair("command line", manifest.guest.command_line.clone()),
             pair("memory", format!("{} MiB", manifest.guest.memory_bytes >> 20)),
             pair("instructions", self.0.end().to_string()),
-        ]
+        ];
+        facts.into_iter().chain(over).collect()
     }
 
     fn writable(&self) -> bool {
-        false
+        self.0.in_branch()
+    }
+
+    fn begin_branch(&mut self) -> Result<(), TargetError> {
+        self.0.begin_branch().map_err(replay)
+    }
+
+    fn end_branch(&mut self) -> Result<(), TargetError> {
+        self.0.end_branch().map_err(replay)
+    }
+
+    fn type_bytes(&mut self, bytes: &[u8]) -> Result<(), TargetError> {
+        if !self.0.in_branch() {
+            return Err(read_only());
+        }
+        let room = self.0.session().machine().board().serial_room(0);
+        if bytes.len() > room {
+            return Err(failed(format!(
+                "the serial port takes {room} bytes now; run on and type the rest then"
+            )));
+        }
+        self.change(Change::Input(machine::Input::Serial { port: 0, bytes: bytes.to_vec() }))
     }
 }
 
 /// The first position whose guest time is at least `time`, by halving.
 pub fn position_at(travel: &mut Travel, time: GuestTime) -> Result<Position, ReplayError> {
-    let (mut low, mut high) = (0, travel.end().count());
+    let (mut low, mut high) = (travel.origin().count(), travel.end().count());
     while low < high {
         let middle = low + (high - low) / 2;
         travel.seek(Position::from_count(middle))?;
         if travel.session().moment().time < time { low = middle + 1 } else { high = middle }
     }
     Ok(Position::from_count(low))
-}
-
-fn registers_of(state: &cpu::CpuState, rip: u64) -> Registers {
-    let [es, cs, ss, ds, fs, gs] = [0, 1, 2, 3, 4, 5].map(|n| state.seg[n].selector);
-    let image = &state.fpu.x87;
-    let word = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
-    let mut st = [[0; 10]; 8];
-    for (n, register) in st.iter_mut().enumerate() {
-        register.copy_from_slice(&image[32 + 16 * n..][..10]);
-    }
-    let (status, abridged) = (word(2), image[4]);
-    Registers {
-        gpr: state.gpr,
-        rip,
-        rflags: state.rflags,
-        cs,
-        ss,
-        ds,
-        es,
-        fs,
-        gs,
-        fs_base: state.seg[4].base,
-        gs_base: state.seg[5].base,
-        kernel_gs_base: state.msr.kernel_gs_base,
-        cr0: state.cr0,
-        cr2: state.cr2,
-        cr3: state.cr3,
-        cr4: state.cr4,
-        cr8: 0,
-        efer: state.efer,
-        st,
-        fctrl: word(0),
-        fstat: status,
-        ftag: full_tag(&st, status, abridged),
-        ymm: state.fpu.ymm,
-        mxcsr: state.fpu.mxcsr,
-    }
-}
-
-/// The full tag word of an FXSAVE image (SDM vol. 1, 10.5.1.1): two bits for each physical register.
-fn full_tag(st: &[[u8; 10]; 8], status: u16, abridged: u8) -> u16 {
-    let top = usize::from(status >> 11 & 7);
-    (0..8).fold(0, |tags, physical| {
-        let value = &st[(physical + 8 - top) % 8];
-        let exponent = u16::from_le_bytes([value[8], value[9]]) & 0x7fff;
-        let integer = value[7] & 0x80 != 0;
-        let tag = match () {
-            () if abridged >> physical & 1 == 0 => 3,
-            () if exponent == 0 && value[..8].iter().all(|byte| *byte == 0) => 1,
-            () if exponent == 0 || exponent == 0x7fff || !integer => 2,
-            () => 0,
-        };
-        tags | tag << (2 * physical)
-    })
 }

@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::session::GuestPlan;
+use crate::values::{Forward, Net};
 use guest::Cache;
 use hostnet::{NetError, Network};
 use std::cell::Cell;
@@ -22,12 +22,12 @@ pub struct Wire {
 
 impl Wire {
     /// What the plan wants, with passt fetched if it is needed and missing.
-    pub fn of(plan: &GuestPlan, progress: &Progress) -> Result<Option<Self>, Failure> {
+    pub fn of(net: &Net, forwards: &[Forward], progress: &Progress) -> Result<Option<Self>, Failure> {
         let (wake, woken) = channel();
         let open = |spare: Option<&std::path::Path>| {
             let wake = wake.clone();
             // Nobody listening any more is no failure.
-            Network::open(&plan.net, &plan.forwards, spare, move || {
+            Network::open(net, forwards, spare, move || {
                 let _ = wake.send(());
             })
         };

@@ -299,6 +299,14 @@ control:
     andl $~0x200, %eax
     movl %eax, %cr4
     try "SSE without CR4.OSFXSR", xorps %xmm0, %xmm0
+    try "LFENCE without", lfence
+    try "MFENCE without", mfence
+    try "SFENCE without", sfence
+    try "MOVNTI without", movnti %ebx, scratch
+    try "CRC32 without", crc32b %al, %ebx
+    try "POPCNT without", popcntl %ebx, %eax
+    try "FISTTP without", fisttpl scratch
+    movl %cr4, %eax
     orl $0x200, %eax
     movl %eax, %cr4
     try "SSE with it", xorps %xmm0, %xmm0

@@ -1,27 +1,13 @@
 # From 32-bit protected mode down to real mode and up to long mode and back, by every door.
 #
-# Results go to the words at RESULTS, which every mode reaches, and are printed at the end. A name
-# that begins with ! is of something that QEMU's translator does not check; with
+# A name that begins with ! is of something that QEMU's translator does not check; with
 # STRICT undefined, what it would not survive is left out.
 
 #include "common.inc"
 
-.set RESULTS, 0x7000
-.set SLOT, 0
-
 multiboot 3
 
-    .section .rodata
-names:
-
-# The place and the printed name of the next result.
-.macro name symbol, text
-    .section .rodata
-    .asciz "\text"
-    .set \symbol, RESULTS + 4 * SLOT
-    .set SLOT, SLOT + 1
-    .text
-.endm
+#include "results.inc"
 
 name pm16_sp, "16-bit push in protected mode moves SP to"
 name pm16_esp, "and ESP is"
@@ -42,6 +28,8 @@ name rm_wrap, "16-bit addresses wrap"
 name rm_string, "REP STOSW around the segment's end, DI"
 name rm_far, "far call and return, SP"
 name rm_pushsp, "PUSH SP pushes"
+name rm_around, "INT with SP 2: SP inside and CS above it"
+name rm_around_back, "and SP after IRET"
 name rm_frame, "ENTER 8,1 and LEAVE, BP inside"
 name rm_enter_sp, "and SP inside"
 name rm_upper, "16-bit moves keep the upper half"
@@ -61,9 +49,7 @@ name compat_cs, "compatibility mode, CS"
 name compat_upper, "INC EAX at its largest"
 name efer_left, "EFER.LMA and LME after paging"
 name pm32_end, "still running"
-.set COUNT, SLOT
-.section .rodata
-    .byte 0
+end_of_names
 
     .text
     .code32
@@ -74,15 +60,7 @@ start:
     cmpl $0x2badb002, %ebp
     je 1f
     finish 0x7f
-1:  movl $low_load, %esi
-    movl $low_start, %edi
-    movl $low_end, %ecx
-    subl $low_start, %ecx
-    rep movsb
-    movl $RESULTS, %edi
-    movl $COUNT, %ecx
-    xorl %eax, %eax
-    rep stosl
+1:  call low_memory
     ljmp $CODE16, $pm16
 
 back:
@@ -97,23 +75,7 @@ back:
     movl %eax, pm32_back
     call long_mode
 
-    # Print everything.
-    movl $RESULTS, %ebx
-    movl $names, %esi
-print:
-    cmpb $0, (%esi)
-    je done
-    call puts
-    say ": "
-    movl (%ebx), %eax
-    call hex
-    say "\n"
-1:  lodsb
-    testb %al, %al
-    jnz 1b
-    addl $4, %ebx
-    jmp print
-done:
+    call print_results
     finish 0x10
 
 # ---- long mode and back ----
@@ -376,6 +338,15 @@ real:
     xorl %eax, %eax
     popw %ax
     movl %eax, rm_pushsp
+    movl $2, %esp
+    int $0x30
+    xorl %eax, %eax
+    movw %sp, %ax
+    movl %eax, rm_around_back
+    movl seen_cs, %eax
+    shll $16, %eax
+    movw inside_sp, %ax
+    movl %eax, rm_around
     movl $0x6000, %esp
     movw $0x5f00, %bp
     enterw $8, $1
@@ -453,6 +424,7 @@ far_routine:
 # Handlers. INT 0x30 and the timer return; exceptions go on at `resume`.
 software:
     movw %sp, %bp
+    movw %sp, inside_sp
     movw (%bp), %ax
     movw %ax, seen_ip
     movw 2(%bp), %ax
@@ -510,6 +482,7 @@ seen_ip: .long 0
 seen_cs: .long 0
 seen_flags: .long 0
 inside_flags: .long 0
+inside_sp: .long 0
 seen_vector: .long 0
 steps: .long 0
 ticks: .long 0

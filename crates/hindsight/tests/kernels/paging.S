@@ -154,6 +154,22 @@ pae:
     touch "a call into it", call *%ebx
     addl $4, %esp                           # the return address that the call pushed
     touch "no pointer", movl 0x80000000, %eax
+    # Another four pointers in the same page are another address space.
+    movl $page_directory + 1, pointers + 32
+    movl $other_directory + 1, pointers + 32 + 8
+    movl $other_table + 3, other_directory
+    movl $frame_b + 3, other_table
+    movl $0x77777777, frame_b
+    movl WINDOW, %eax
+    report "one address space"
+    movl $pointers + 32, %eax
+    movl %eax, %cr3
+    movl WINDOW, %eax
+    report "another"
+    movl $pointers, %eax
+    movl %eax, %cr3
+    movl WINDOW, %eax
+    report "the first again"
     movl $0x1e7, pointers + 16
     movl $pointers, %edx
     try "!loading CR3 with reserved bits in a pointer", movl %edx, %cr3
@@ -171,6 +187,8 @@ pointers: .skip 4096
 page_directory: .skip 4096
 window_directory: .skip 4096
 wide_table: .skip 4096
+other_directory: .skip 4096
+other_table: .skip 4096
 frame_a: .skip 4096
 frame_b: .skip 4096
 frame_c: .skip 4096

@@ -21,6 +21,7 @@ use crate::pci::PciBus;
 use base::{GuestPhys, GuestTime, Position};
 use chipset::{Chipset, Slot};
 use cpu::Bus;
+use cpu::profile::{self, Work};
 use deadlines::Deadlines;
 use devices::{Cx, IrqSink, Outside, ProcessorSignal, Uart, UnixTime};
 use memory::{Ram, RamError};
@@ -106,6 +107,8 @@ pub struct Board {
     deadlines: Deadlines,
     /// The position of the earliest deadline.
     horizon: Position,
+    /// Where [`Board::tick`] was called last.
+    ticked_at: Option<Position>,
     irq: IrqSink,
     out: Box<dyn Outside + Send>,
     /// The processor that is running.
@@ -133,6 +136,7 @@ impl Board {
             slots,
             chipset,
             horizon: Position::NEVER,
+            ticked_at: None,
             irq: IrqSink::default(),
             out,
             current: 0,
@@ -231,6 +235,11 @@ impl Board {
         &mut self.chipset.pci
     }
 
+    /// The task priority of processor `cpu` as its CR8 shows it; 0 when there is no such processor.
+    pub fn cr8(&self, cpu: usize) -> u64 {
+        self.chipset.lapics.get(cpu).map_or(0, |lapic| lapic.cr8())
+    }
+
     /// How many bytes of input a serial port would take now.
     pub fn serial_room(&self, port: u32) -> usize {
         self.chipset.serial.get(port as usize).map_or(0, Uart::room)
@@ -241,6 +250,11 @@ impl Board {
         self.chipset.pci.console_room(console)
     }
 
+    /// Whether network card `card` is there and the guest keeps up with the frames that come.
+    pub fn card_has_room(&self, card: u32) -> bool {
+        self.chipset.pci.card_has_room(card)
+    }
+
     /// The guest time of the earliest deadline.
     pub fn next_deadline(&self) -> Option<GuestTime> {
         self.deadlines.earliest()
@@ -248,7 +262,11 @@ impl Board {
 
     /// Runs every deadline that is due at `at`, in the machine's order, until none is.
     pub fn tick(&mut self, at: Position) {
+        let _work = profile::work(Work::Device);
         let now = self.clock.time_at(at);
+        // A second time at one position, guest time has jumped or something has come in.
+        let late = self.ticked_at.replace(at) == Some(at);
+        self.memory_mut().set_late(late);
         while self.deadlines.earliest().is_some_and(|due| due <= now) {
             for index in 0..self.slots.len() {
                 if self.deadlines.get(index).is_some_and(|due| due <= now) {
@@ -256,6 +274,7 @@ impl Board {
                 }
             }
         }
+        self.memory_mut().set_late(false);
     }
 
     fn expire(&mut self, at: Position, index: usize, now: GuestTime) {
@@ -277,6 +296,13 @@ impl Board {
 
     /// Lets an input in that has passed the gate. How much of it was taken: bytes, or 0 and 1.
     pub fn admit(&mut self, admitted: &Admitted) -> usize {
+        self.memory_mut().set_late(true);
+        let taken = self.admit_now(admitted);
+        self.memory_mut().set_late(false);
+        taken
+    }
+
+    fn admit_now(&mut self, admitted: &Admitted) -> usize {
         let at = admitted.event().at.position;
         let taken =
             match &admitted.event().input {
@@ -314,6 +340,7 @@ impl Board {
 
     /// Lets something act on the chipset in the name of `slot`, then applies what it asked for.
     fn on<R>(&mut self, at: Position, slot: Slot, act: impl FnOnce(&mut Chipset, &mut Cx) -> R) -> R {
+        let _work = profile::work(Work::Device);
         let now = self.clock.time_at(at);
         let mut cx = Cx { now, ram: &mut self.ram, irq: &mut self.irq, out: &mut *self.out };
         let result = act(&mut self.chipset, &mut cx);

@@ -88,6 +88,7 @@ impl Board {
         self.ending = state.ending;
         self.others = super::others::Others::default();
         self.external = self.chipset.pic.output();
+        self.ticked_at = None;
         self.refresh_all();
         Ok(())
     }

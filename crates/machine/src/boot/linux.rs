@@ -1,7 +1,9 @@
-//! Linux's 64-bit boot protocol (the kernel's `Documentation/arch/x86/boot.rst`, 2.12 and later).
+//! Linux's 64-bit and 32-bit boot protocols (the kernel's `Documentation/arch/x86/boot.rst`, 2.12
+//! and later).
 //!
 //! A bzImage is a real-mode setup part, of which only the header counts here, and the compressed
-//! kernel, entered 0x200 past its start in long mode with RSI at the "zero page".
+//! kernel: entered 0x200 past its start in long mode or, where the header knows no such entry, at
+//! its start in 32-bit protected mode; either way with RSI at the "zero page".
 //!
 //! ```text
 //! 0_6000  GDT                     2_0000  command line
@@ -12,7 +14,7 @@
 
 use super::bytes::{u16_at, u32_at, u64_at};
 use super::memory_map::memory_map;
-use super::{BootError, Guest, long_mode};
+use super::{BootError, Guest, long_mode, protected_mode};
 use crate::layout;
 use base::{GuestPhys, PAGE_SIZE};
 use cpu::CpuState;
@@ -22,6 +24,7 @@ use x86::gpr;
 
 const ZERO_PAGE: GuestPhys = GuestPhys(0x7000);
 const STACK: u64 = 0x8ff0;
+pub(super) const GDT: GuestPhys = GuestPhys(0x6000);
 const COMMAND_LINE: GuestPhys = GuestPhys(0x2_0000);
 /// Room for the command line.
 const COMMAND_LINE_MAX: usize = 0x1_0000;
@@ -72,6 +75,8 @@ pub struct BzImage {
     relocatable: bool,
     initrd_addr_max: u64,
     cmdline_max: usize,
+    /// Whether it is a 64-bit kernel.
+    long: bool,
 }
 
 /// What else people pass by mistake, by the file's first bytes.
@@ -119,9 +124,9 @@ impl BzImage {
             return Err(not("it has no Linux setup header"));
         }
         let version = u16_at(kernel, header::VERSION);
-        if version < 0x20c || u16_at(kernel, header::XLOADFLAGS) & 1 == 0 {
+        if version < 0x20c {
             let (major, minor) = (version >> 8, version & 0xff);
-            return Err(not(&format!("boot protocol {major}.{minor} has no 64-bit entry point")));
+            return Err(not(&format!("its boot protocol {major}.{minor} is older than 2.12")));
         }
         if kernel[header::LOADFLAGS] & 1 == 0 {
             return Err(not("it is a zImage, loaded low"));
@@ -149,6 +154,7 @@ impl BzImage {
             relocatable: kernel[header::RELOCATABLE] != 0,
             initrd_addr_max: u64::from(u32_at(kernel, header::INITRD_ADDR_MAX)),
             cmdline_max: (u32_at(kernel, header::CMDLINE_SIZE) as usize).min(COMMAND_LINE_MAX - 1),
+            long: u16_at(kernel, header::XLOADFLAGS) & 1 != 0,
         })
     }
 
@@ -208,7 +214,8 @@ pub fn load(ram: &mut Ram, state: &mut CpuState, guest: &Guest) -> Result<(), Bo
     };
     let zero_page = zero_page(ram, guest.kernel, initrd.map(|(at, bytes)| (at, bytes.len())));
 
-    let mut written = long_mode::write_tables(ram)
+    let tables = if image.long { long_mode::write_tables(ram) } else { protected_mode::write_gdt(ram, GDT) };
+    let mut written = tables
         && ram.write(ZERO_PAGE, &zero_page)
         && ram.write(COMMAND_LINE, command_line)
         && ram.write(COMMAND_LINE.offset(command_line.len() as u64), &[0])
@@ -219,7 +226,14 @@ pub fn load(ram: &mut Ram, state: &mut CpuState, guest: &Guest) -> Result<(), Bo
     if !written {
         return Err(BootError::KernelMemory { memory_mib, needed_mib: memory_mib + 1 });
     }
-    long_mode::enter(state, kernel_at + ENTRY_64, STACK);
+    if image.long {
+        long_mode::enter(state, kernel_at + ENTRY_64, STACK);
+    } else {
+        // Kernels are placed below 4 GiB.
+        protected_mode::enter(state, kernel_at as u32);
+        protected_mode::use_gdt(state, GDT);
+        state.gpr[gpr::RSP] = STACK;
+    }
     state.gpr[gpr::RSI] = ZERO_PAGE.0;
     Ok(())
 }

@@ -64,6 +64,17 @@ fn the_kernel_is_entered_in_long_mode_with_the_zero_page() {
 }
 
 #[test]
+fn a_kernel_without_a_64_bit_entry_is_entered_in_protected_mode() {
+    let mut kernel = image(5000, 0x80_0000);
+    kernel[header::XLOADFLAGS] = 0;
+    let (ram, state) = boot(64 << 20, &kernel, None, "").unwrap();
+    assert_eq!((state.rip, state.code_bits(), state.cr0), (0x100_0000, 32, 0x11));
+    assert_eq!((state.gpr[gpr::RSI], state.gpr[gpr::RBX]), (0x7000, 0));
+    assert_eq!(state.seg.map(|segment| segment.selector), [0x18, 0x10, 0x18, 0x18, 0x18, 0x18]);
+    assert_eq!(ram.read_u64(GuestPhys(state.gdtr.base + 0x10)), Some(0x00cf_9b00_0000_ffff));
+}
+
+#[test]
 fn the_identity_map_reaches_four_gibibytes() {
     let (ram, state) = boot(64 << 20, &image(100, 0x10_0000), None, "").unwrap();
     for address in [0u64, 0x100_0200, 0xfee0_0030, 0xffff_fff0] {
@@ -101,8 +112,8 @@ fn files_that_are_no_kernels_are_refused_by_what_they_are() {
         assert!(message.contains("truncated"), "{length}: {message}");
     }
     let mut old = whole.clone();
-    old[header::XLOADFLAGS] = 0;
-    assert!(failure(64 << 20, &old, None).contains("64-bit"));
+    old[header::VERSION] = 0xb;
+    assert!(failure(64 << 20, &old, None).contains("boot protocol 2.11 is older than 2.12"));
 }
 
 #[test]

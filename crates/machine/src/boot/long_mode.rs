@@ -10,7 +10,7 @@ use x86::{DescriptorTable, Segment, SegmentIndex, flags, gpr, paging};
 const CODE_SELECTOR: u16 = 0x10;
 /// Data selector of the boot protocol (`__BOOT_DS`).
 const DATA_SELECTOR: u16 = 0x18;
-const GDT: GuestPhys = GuestPhys(0x6000);
+const GDT: GuestPhys = super::linux::GDT;
 const PML4: GuestPhys = GuestPhys(0x9000);
 const PDPT: GuestPhys = GuestPhys(0xa000);
 /// Four page directories.

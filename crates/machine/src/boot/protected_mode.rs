@@ -1,11 +1,14 @@
 //! The state in which a kernel is entered in 32-bit protected mode, paging off: what Multiboot
-//! (version 0.6.96, 3.2) and PVH (Xen, `docs/misc/pvh.pandoc`) have in common.
+//! (version 0.6.96, 3.2), PVH (Xen, `docs/misc/pvh.pandoc`) and Linux's 32-bit boot protocol have in
+//! common.
 
+use base::GuestPhys;
 use cpu::{Activity, CpuState};
+use memory::Ram;
 use x86::control::cr0;
 use x86::{DescriptorTable, Segment, SegmentIndex, flags};
 
-/// Selectors as loaded; both protocols leave them and the GDT undefined.
+/// Selectors as loaded; Multiboot and PVH leave them and the GDT undefined.
 const CODE_SELECTOR: u16 = 0x08;
 const DATA_SELECTOR: u16 = 0x10;
 /// Limit of a 32-bit task state segment without an I/O map.
@@ -32,4 +35,22 @@ pub(super) fn enter(state: &mut CpuState, entry: u32) {
     state.rip = u64::from(entry);
     state.cpl = 0;
     state.activity = Activity::Running;
+}
+
+/// Selectors of Linux's 32-bit protocol: `__BOOT_CS` and `__BOOT_DS`.
+const LINUX_SELECTORS: (u16, u16) = (0x10, 0x18);
+
+/// Writes the GDT that Linux's protocol wants at entry. False when RAM ends before it.
+#[must_use]
+pub(super) fn write_gdt(ram: &mut Ram, at: GuestPhys) -> bool {
+    let descriptors = [0, 0, 0x00cf_9b00_0000_ffffu64, 0x00cf_9300_0000_ffff];
+    (0..).zip(descriptors).all(|(i, descriptor)| ram.write_u64(at.offset(8 * i), descriptor))
+}
+
+/// Loads that GDT and its selectors; the descriptors are those that [`enter`] loads.
+pub(super) fn use_gdt(state: &mut CpuState, at: GuestPhys) {
+    let (code, data) = LINUX_SELECTORS;
+    state.seg.iter_mut().for_each(|segment| segment.selector = data);
+    state.seg[SegmentIndex::Cs as usize].selector = code;
+    state.gdtr = DescriptorTable { base: at.0, limit: 31 };
 }

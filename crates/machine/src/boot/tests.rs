@@ -184,7 +184,7 @@ fn what_a_loader_adds_never_overlaps_the_kernel() {
     assert!(info >= 0x10_0000, "{info:#x}");
     assert_eq!(word(&ram, 0x9_fbfc), 0);
     let module = word(&ram, info + 24);
-    assert!(word(&ram, module) > info && word(&ram, module) % 4096 == 0);
+    assert!(word(&ram, module) > info && word(&ram, module).is_multiple_of(4096));
 }
 
 #[test]

@@ -106,7 +106,10 @@ impl<'a> Generator<'a> {
         let low = mode == Mode::Long && dice.percent(12);
         let writable_code = dice.percent(2);
         let index_vectors = [(); 3].map(|()| dice.below(mode.registers()));
-        let registers = setup::registers(&mut dice, mode, low, &index_vectors);
+        let mut registers = setup::registers(&mut dice, mode, low, &index_vectors);
+        if options.alignment_check && dice.percent(35) {
+            registers.rflags |= flag::AC;
+        }
         let tracker = Tracker::new(mode, &registers.gpr);
         Self {
             dice,

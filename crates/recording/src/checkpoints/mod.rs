@@ -20,7 +20,7 @@ use crate::Error;
 use crate::error::Stopped;
 use base::Position;
 use map::{ABSENT, PageMap, PageNumber};
-pub(crate) use open::probe;
+pub(crate) use open::{copy, probe};
 use record::State;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,6 +31,7 @@ use std::sync::{
 use std::thread::JoinHandle;
 use store::Store;
 pub use store::{PAGE_BYTES, Page};
+pub(crate) use thin::victims;
 use worker::{Job, Worker};
 
 /// The space of guest memory, whose indexes are page indexes. Disk number *n*'s overlay is space

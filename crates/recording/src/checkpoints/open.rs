@@ -122,7 +122,7 @@ impl Checkpoints {
     }
 }
 
-fn copy(source: &dyn ReadAt, to: &Path) -> Result<(), Error> {
+pub(crate) fn copy(source: &dyn ReadAt, to: &Path) -> Result<(), Error> {
     let mut file = std::fs::File::create_new(to).map_err(|e| Error::io("create", to, e))?;
     let mut buf = vec![0; 1 << 20];
     let mut at = 0;

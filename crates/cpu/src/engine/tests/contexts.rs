@@ -97,7 +97,7 @@ fn processors_may_have_tables_of_their_own() {
         guest.cpu.select(turn % 2);
         assert_eq!(guest.run_to(u64::from(turn) * 50), Exit::Limit);
     }
-    let mut page = |at: u64| {
+    let page = |at: u64| {
         let mut bytes = [0; 8];
         assert!(guest.board.ram.read(GuestPhys(at), &mut bytes));
         u64::from_le_bytes(bytes)

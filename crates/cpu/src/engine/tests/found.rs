@@ -1,6 +1,7 @@
 //! What random programs found, each as the smallest program that shows it.
 
 use super::*;
+use crate::Watch;
 
 /// An IDT whose gate for `vector` leads to a HLT at `STACK`; R15 then points to the frame pushed.
 fn catch(g: &mut Guest, vector: u64) {
@@ -77,4 +78,153 @@ fn operands_that_share_a_tlb_slot_do_not_evict_each_other_for_ever() {
     assert!(g.board.ram.write_u64(GuestPhys(DATA + 0x10_0000), 0x77));
     assert_eq!(g.run(), Exit::Halted);
     assert_eq!(g.reg(gpr::RAX), 0x77);
+}
+
+/// The entry of a page in the guest's lowest table, without its Accessed bit.
+fn forget_access(g: &mut Guest, page: u64) -> GuestPhys {
+    let entry = GuestPhys(TABLES + 0x3000 + 8 * page);
+    assert!(g.board.ram.write_u64(entry, page << 12 | 3));
+    entry
+}
+
+#[test]
+fn a_misaligned_vector_faults_before_its_page_is_looked_at() {
+    for interpreted in [false, true] {
+        let mut g = Guest::program(|a| {
+            a.mov(esi, DATA as u32 + 4).unwrap();
+            a.addps(xmm0, xmmword_ptr(rsi)).unwrap();
+            a.hlt().unwrap();
+        });
+        catch(&mut g, 13);
+        let entry = forget_access(&mut g, DATA >> 12);
+        g.cpu.set_interpret_all(interpreted);
+        assert_eq!(g.run(), Exit::Halted);
+        assert_eq!(g.cpu.state().rip, STACK + 1, "a general protection fault");
+        let accessed = g.board.ram.read_u64(entry).unwrap() & 1 << 5;
+        assert_eq!(accessed, 0, "interpreted: {interpreted}");
+    }
+}
+
+#[test]
+fn sti_holds_back_interrupts_but_no_single_step() {
+    let mut g = Guest::program(|a| {
+        a.mov(esp, STACK as u32).unwrap();
+        a.push(0x102).unwrap();
+        a.popfq().unwrap();
+        a.sti().unwrap();
+        a.nop().unwrap();
+        a.hlt().unwrap();
+    });
+    catch(&mut g, 1);
+    assert_eq!(g.run(), Exit::Halted);
+    // POPFQ set TF, so the first trap comes after STI: at the NOP.
+    let pushed = g.board.ram.read_u64(GuestPhys(g.reg(gpr::RSP))).unwrap();
+    assert_eq!(pushed, CODE + 5 + 5 + 1 + 1, "the trap points behind STI");
+}
+
+#[test]
+fn a_pending_x87_exception_comes_before_the_operands_page_is_looked_at() {
+    for interpreted in [false, true] {
+        let mut g = Guest::program(|a| {
+            a.mov(esi, DATA as u32).unwrap();
+            a.fninit().unwrap();
+            a.mov(dword_ptr(rsp - 8), 0x340).unwrap(); // division by zero unmasked, and no other
+            a.fldcw(word_ptr(rsp - 8)).unwrap();
+            a.fldz().unwrap();
+            a.fld1().unwrap();
+            a.fdivrp(st1, st0).unwrap();
+            a.fist(dword_ptr(rsi)).unwrap();
+            a.hlt().unwrap();
+        });
+        catch(&mut g, 16);
+        let entry = forget_access(&mut g, DATA >> 12);
+        g.cpu.set_interpret_all(interpreted);
+        assert_eq!(g.run(), Exit::Halted);
+        assert_eq!(g.cpu.state().rip, STACK + 1, "a floating-point error");
+        let touched = g.board.ram.read_u64(entry).unwrap() & (1 << 5 | 1 << 6);
+        assert_eq!(touched, 0, "interpreted: {interpreted}");
+    }
+}
+
+#[test]
+fn code_in_a_segment_ends_at_its_limit() {
+    for limit in [0xffff_ffff, 5, 4, 1] {
+        for interpreted in [false, true] {
+            // Five bytes of MOV behind a NOP, the last of them at offset 5.
+            let mut g = Guest::new(&[0x90, 0xb8, 1, 0, 0, 0, 0xf4]);
+            catch(&mut g, 13);
+            g.cpu.set_interpret_all(interpreted);
+            let s = g.cpu.state_mut();
+            s.seg[1] = Segment { base: CODE, limit, attributes: 0x409b, selector: 8 };
+            s.rip = 0;
+            assert_eq!(g.run(), Exit::Halted);
+            let rip = g.cpu.state().rip;
+            let moved = g.reg(gpr::RAX) == 1;
+            let expected = match limit {
+                5 => (STACK + 1, true), // the HLT at 6 lies beyond
+                0xffff_ffff => (7, true),
+                _ => (STACK + 1, false), // the MOV reaches beyond
+            };
+            assert_eq!((rip, moved), expected, "limit {limit:#x}, interpreted: {interpreted}");
+        }
+    }
+}
+
+#[test]
+fn a_handler_that_faults_at_once_does_not_stop_the_count() {
+    let mut at_ends = Vec::new();
+    for (interpreted, step) in [(false, 1000), (false, 1), (true, 1000)] {
+        let mut g = Guest::program(|a| {
+            a.mov(esp, DATA as u32).unwrap();
+            a.ud2().unwrap();
+        });
+        catch(&mut g, 6);
+        assert!(g.board.ram.write(GuestPhys(STACK), &[0x0f, 0x0b]), "the handler is undefined too");
+        g.cpu.set_interpret_all(interpreted);
+        for limit in (step..=1000).step_by(step as usize) {
+            assert_eq!(g.run_to(limit), Exit::Limit);
+            assert_eq!(g.cpu.position().count(), limit);
+        }
+        at_ends.push(g.reg(gpr::RSP));
+    }
+    // MOV and 999 events, and the first of them, which follows an instruction; frames are aligned.
+    assert_eq!(at_ends, [DATA - 40 - 48 * 999; 3]);
+}
+
+#[test]
+fn a_leader_that_rust_executes_because_of_its_other_access_leaves_nothing_to_its_group() {
+    let mut g = Guest::program(|a| {
+        a.mov(rsp, DATA + 0x800).unwrap();
+        a.mov(rdi, DATA + 0x1_0000).unwrap();
+        a.mov(eax, 5).unwrap();
+        // What it reads is watched; what it writes leads the pushes and pops behind.
+        a.push(qword_ptr(rdi)).unwrap();
+        a.push(rax).unwrap();
+        a.pop(rbx).unwrap();
+        a.pop(rcx).unwrap();
+        a.hlt().unwrap();
+    });
+    assert!(g.board.ram.write_u64(GuestPhys(DATA + 0x1_0000), 0x77));
+    let watch = Watch { start: GuestPhys(DATA + 0x1_0000), bytes: 8, reads: false, writes: true };
+    g.cpu.set_watches(&mut g.board, vec![watch]);
+    assert_eq!(g.run(), Exit::Halted);
+    assert_eq!((g.reg(gpr::RBX), g.reg(gpr::RCX)), (5, 0x77));
+}
+
+#[test]
+fn a_breakpoint_on_a_repeated_instruction_stops_before_every_iteration() {
+    let mut g = Guest::program(|a| {
+        a.mov(rsi, DATA).unwrap();
+        a.mov(rdi, DATA + 0x100).unwrap();
+        a.mov(ecx, 3).unwrap();
+        a.rep().movsb().unwrap();
+        a.hlt().unwrap();
+    });
+    let rep = CODE + 10 + 10 + 5;
+    g.cpu.set_breakpoints(&std::collections::BTreeSet::from([rep]));
+    for left in (1..=3).rev() {
+        assert_eq!(g.run(), Exit::Debugger);
+        assert_eq!((g.cpu.state().rip, g.reg(gpr::RCX)), (rep, left));
+    }
+    assert_eq!(g.run(), Exit::Halted);
 }
