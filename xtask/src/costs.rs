@@ -89,6 +89,7 @@ pub fn costs(options: &Options) -> Result {
             measure(&place, workload, rounds)?;
         }
     }
+    place.remove();
     Ok(())
 }
 

@@ -37,10 +37,6 @@ enum Chore {
     },
     /// Format, clippy and documentation, without tests
     Lint,
-    /// What recording and replaying cost: paired runs, medians
-    Costs(costs::Options),
-    /// The same promise tested over and over: record and replay, boots, kills, damage
-    Soak(soak::Options),
     /// Hostile guests: random code, device accesses, virtqueues and page tables
     Fuzz(hostile::Options),
     /// The kernel's own tests of the architecture, natively, in our guest and in QEMU's
@@ -49,6 +45,10 @@ enum Chore {
     Workloads(workloads::Options),
     /// Measure Hindsight beside native execution and QEMU
     Bench(bench::Options),
+    /// What recording and replaying cost: paired runs, medians
+    Costs(costs::Options),
+    /// The same promise tested over and over: record and replay, boots, kills, damage
+    Soak(soak::Options),
     /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
     Tidy,
 }
@@ -61,12 +61,12 @@ fn main() -> ExitCode {
         Chore::Ci => ci::all(),
         Chore::Test { arguments } => ci::test(&arguments),
         Chore::Lint => ci::lint(),
-        Chore::Costs(options) => costs::costs(&options),
-        Chore::Soak(options) => soak::soak(&options),
         Chore::Fuzz(options) => hostile::run(&options),
         Chore::Selftests(options) => selftests::run(&options),
         Chore::Workloads(options) => workloads::run(&options),
         Chore::Bench(options) => bench::bench(&options),
+        Chore::Costs(options) => costs::costs(&options),
+        Chore::Soak(options) => soak::soak(&options),
         Chore::Tidy => tidy::tidy(),
     };
     match result {

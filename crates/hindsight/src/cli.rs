@@ -92,12 +92,12 @@ pub struct Record {
     /// Take a checkpoint every so many instructions; 0: none
     #[arg(long, value_name = "N", default_value_t = timeline::CHECKPOINT_EVERY)]
     pub checkpoint_every: u64,
-    /// Take a state hash every so many instructions: a divergence is located that closely at once
-    #[arg(long, value_name = "N", default_value_t = timeline::HASH_EVERY, value_parser = clap::value_parser!(u64).range(1..))]
-    pub hash_every: u64,
     /// How much disk checkpoints may take; beyond it old ones are thinned out
     #[arg(long, value_name = "SIZE", default_value = "4G")]
     pub checkpoint_budget: Size,
+    /// Take a state hash every so many instructions: a divergence is located that closely at once
+    #[arg(long, value_name = "N", default_value_t = timeline::HASH_EVERY, value_parser = clap::value_parser!(u64).range(1..))]
+    pub hash_every: u64,
 }
 
 /// `hindsight explore`

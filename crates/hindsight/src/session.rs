@@ -91,10 +91,10 @@ pub struct HostSide {
     pub progress: Progress,
     /// What has no effect on the guest.
     pub tuning: Tuning,
-    /// Instructions between state hashes of a recording.
-    pub hash_every: u64,
     /// The checkpoints of a recording; `None` takes none.
     pub checkpoints: Option<Spacing>,
+    /// Instructions between state hashes of a recording.
+    pub hash_every: u64,
     /// Where a profile of ourselves goes and where in the replay it begins, if one is wanted.
     pub profile: Option<(ProfileTo, Option<Pos>)>,
 }

@@ -126,6 +126,7 @@ fn run(place: &Place, options: &Options) -> Result {
         kinds.join(", ")
     );
     if failures == 0 {
+        place.remove();
         return Ok(());
     }
     Err(format!("{failures} of {} rounds failed", options.count))

@@ -149,18 +149,9 @@ impl Place {
         Ok(Done { status: status.code(), stdout: bytes(stdout), stderr })
     }
 
-    /// Removes the folder if nothing failed in it.
-    fn clear(&self) {
-        let rest = fs::read_dir(&self.folder).map_or(0, Iterator::count);
-        if rest <= 1 {
-            let _ = fs::remove_dir_all(&self.folder);
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.clear();
+    /// Removes the folder, once nothing in it is worth keeping.
+    pub fn remove(&self) {
+        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -214,8 +214,8 @@ impl Search<'_> {
             progress: Progress::quiet(),
             tuning: self.options.tuning()?,
             checkpoints: Some(timeline::Spacing::default()),
-            hash_every: timeline::HASH_EVERY,
             profile: None,
+            hash_every: timeline::HASH_EVERY,
         };
         Ok((host, stop))
     }

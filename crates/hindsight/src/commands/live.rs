@@ -110,8 +110,8 @@ impl Live {
             progress,
             tuning,
             checkpoints: None,
-            hash_every: HASH_EVERY,
             profile: None,
+            hash_every: HASH_EVERY,
         };
         Ok((Self { stop, _raw: raw, begun: Instant::now() }, host))
     }

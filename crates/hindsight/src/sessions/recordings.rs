@@ -126,8 +126,8 @@ pub fn pack(path: &Path, output: &Path, progress: &Progress) -> Result<(), Failu
             progress: Progress::new(),
             tuning: timeline::Tuning::default(),
             checkpoints: None,
-            hash_every: timeline::HASH_EVERY,
             profile: None,
+            hash_every: timeline::HASH_EVERY,
         };
         let mut audience = super::Audience::new(host, recording.extent().last);
         let tuning = timeline::Tuning::default();
