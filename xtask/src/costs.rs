@@ -63,7 +63,7 @@ const WORKLOADS: [Workload; 5] = [
         name: "network",
         needs_root: false,
         clock: "host",
-        job: "echo serving; nc -l -p 8000 | md5sum",
+        job: "echo serving; sleep 20 | nc -l -p 8000 | md5sum",
     },
     Workload { name: "idle", needs_root: false, clock: "host", job: "sleep 60" },
 ];
