@@ -9,7 +9,7 @@ mod damage;
 mod gdb;
 mod kills;
 mod pairs;
-mod place;
+pub mod place;
 #[cfg(test)]
 mod tests;
 
@@ -133,6 +133,7 @@ fn run(place: &Place, options: &Options) -> Result {
         kinds.join(", ")
     );
     if failures == 0 {
+        place.remove();
         return Ok(());
     }
     Err(format!("{failures} of {} rounds failed", options.count))
