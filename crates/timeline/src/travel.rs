@@ -26,7 +26,7 @@ use crate::{Divergence, ReplayError, Session, Tuning};
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
 use cpu::{Watch, walk};
 use disk::Snapshot;
-use machine::{Gate, Moment, Stop};
+use machine::{Gate, Moment, Stop, Turn};
 use recording::{Checkpoint, Checkpoints, HashCache, Recording};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
@@ -66,6 +66,9 @@ pub struct Until {
     pub watches: Vec<WatchRange>,
     /// The position is reached.
     pub position: Option<Position>,
+    /// A turn of this processor. Forwards the run stops where one begins, backwards before the
+    /// last instruction of one.
+    pub turn: Option<u32>,
 }
 
 /// What was met.
@@ -75,6 +78,8 @@ pub enum Hit {
     Breakpoint(u64),
     /// An access to this byte of the watch of that number.
     Watch(usize, GuestVirt),
+    /// A turn of the processor asked for.
+    Turn,
 }
 
 /// Why a run stopped.
@@ -137,6 +142,8 @@ pub struct Travel {
     trouble: Trouble,
     end: Moment,
     placed: Vec<Placed>,
+    /// Which way the run at hand goes.
+    backwards: bool,
     console: Vec<ConsoleText>,
     /// How far [`Travel::console_to`] has read.
     console_to: Position,
@@ -171,6 +178,7 @@ impl Travel {
             trouble,
             end,
             placed: Vec::new(),
+            backwards: false,
             console: Vec::new(),
             console_to: Position::START,
             branch: None,
@@ -340,6 +348,7 @@ impl Travel {
     /// What the processor stopped for: the first and the last of it.
     fn met(&mut self) -> Option<((Position, Hit), (Position, Hit))> {
         let here = self.position();
+        let turned = self.session.machine_mut().take_turn_met();
         let processor = self.session.machine_mut().processor_mut();
         if let Some((first, last)) = processor.take_watch_hits() {
             let hit = |hit: cpu::WatchHit| {
@@ -349,7 +358,11 @@ impl Travel {
             };
             return Some((hit(first), hit(last)));
         }
-        let hit = (here, Hit::Breakpoint(processor.linear_rip()));
+        let hit = match self.backwards {
+            true if turned => (Position::from_count(here.count().saturating_sub(1)), Hit::Turn),
+            false if turned => (here, Hit::Turn),
+            _ => (here, Hit::Breakpoint(processor.linear_rip())),
+        };
         Some((hit, hit))
     }
 
@@ -377,7 +390,10 @@ impl Travel {
         found.map(|found| found.phys)
     }
 
-    fn set(&mut self, until: &Until) {
+    fn set(&mut self, until: &Until, backwards: bool) {
+        self.backwards = backwards;
+        let turn = until.turn.map(if backwards { Turn::EndsOf } else { Turn::BeginsOf });
+        self.session.machine_mut().watch_turns(turn);
         let mut placed = Vec::new();
         for (number, range) in until.watches.iter().enumerate() {
             let mut done = 0;
@@ -403,7 +419,7 @@ impl Travel {
     /// # Errors
     /// As [`Travel::seek`].
     pub fn run_until(&mut self, until: &Until, interrupt: &dyn Fn() -> bool) -> Result<Pause, ReplayError> {
-        self.set(until);
+        self.set(until, false);
         self.session.machine_mut().processor_mut().pass_breakpoint(true);
         let limit = until.position.unwrap_or(Position::NEVER);
         loop {
@@ -456,8 +472,9 @@ impl Travel {
         let origin = self.origin();
         let floor = until.position.unwrap_or(origin).max(origin).min(self.position());
         let mut upper = self.position();
-        self.set(until);
-        while upper > floor && !(until.breakpoints.is_empty() && until.watches.is_empty()) {
+        self.set(until, true);
+        let wanted = Until { position: None, ..until.clone() } != Until::default();
+        while upper > floor && wanted {
             self.restore_nearest(Position::from_count(upper.count() - 1))?;
             let from = self.position();
             match self.last_hit(upper, interrupt)? {
@@ -555,7 +572,7 @@ impl Travel {
     /// As [`Travel::seek`].
     pub fn go_live(mut self) -> Result<(Session, Past), ReplayError> {
         self.end_branch()?;
-        self.set(&Until::default());
+        self.set(&Until::default(), false);
         let at = self.position();
         self.seek(at)?;
         let here = self.keeper.capture(&mut self.session);

@@ -138,8 +138,8 @@ impl Translator {
             insns.push(Insn { delta: d.delta, host: e.asm.here() });
             e.insn = k as u8;
             e.retry = e.asm.here();
-            e.two_checks = matches!(d.class, Class::Push | Class::CallIndirect)
-                && d.instr.op0_kind() == OpKind::Memory;
+            e.two_checks =
+                matches!(d.class, Class::Push | Class::CallIndirect) && d.instr.op0_kind() == OpKind::Memory;
             let rest = count - 1 - k as u8;
             let at = start.wrapping_add_signed(d.delta as isize);
             (first, end) = (first.min(at), end.max(at + d.len as usize));
