@@ -1,4 +1,4 @@
-//! `cargo xtask soak fuzz`: hostile guests for a while, with every check of arithmetic built in.
+//! `cargo xtask fuzz`: hostile guests for a while, with every check of arithmetic built in.
 
 use crate::{Result, workspace};
 use clap::Args;

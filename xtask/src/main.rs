@@ -7,7 +7,10 @@
 mod bench;
 mod ci;
 mod hostile;
+mod selftests;
+mod soak;
 mod tidy;
+mod workloads;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -33,19 +36,18 @@ enum Chore {
     },
     /// Format, clippy and documentation, without tests
     Lint,
-    /// What takes hours: run by hand, with a short share of each in the tests
-    #[command(subcommand)]
-    Soak(Soak),
-    /// Measure Hindsight beside native execution and QEMU
-    Bench(bench::Options),
-    /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
-    Tidy,
-}
-
-#[derive(Subcommand)]
-enum Soak {
     /// Hostile guests: random code, device accesses, virtqueues and page tables
     Fuzz(hostile::Options),
+    /// The kernel's own tests of the architecture, natively, in our guest and in QEMU's
+    Selftests(selftests::Options),
+    /// Programs of a Debian guest that check themselves, and what each takes
+    Workloads(workloads::Options),
+    /// Measure Hindsight beside native execution and QEMU
+    Bench(bench::Options),
+    /// The same promise tested over and over: record and replay, boots, kills, damage
+    Soak(soak::Options),
+    /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
+    Tidy,
 }
 
 /// A chore's complaint, for people.
@@ -56,8 +58,11 @@ fn main() -> ExitCode {
         Chore::Ci => ci::all(),
         Chore::Test { arguments } => ci::test(&arguments),
         Chore::Lint => ci::lint(),
-        Chore::Soak(Soak::Fuzz(options)) => hostile::run(&options),
+        Chore::Fuzz(options) => hostile::run(&options),
+        Chore::Selftests(options) => selftests::run(&options),
+        Chore::Workloads(options) => workloads::run(&options),
         Chore::Bench(options) => bench::bench(&options),
+        Chore::Soak(options) => soak::soak(&options),
         Chore::Tidy => tidy::tidy(),
     };
     match result {

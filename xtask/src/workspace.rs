@@ -33,6 +33,13 @@ pub fn run(program: &str, words: &[&str], variables: &[(&str, &str)]) -> Result 
     }
 }
 
+/// The command line built from this repository.
+pub fn hindsight() -> Result<PathBuf> {
+    run("cargo", &["build", "--release", "--locked", "-p", "hindsight"], &[])?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(target.join("release/hindsight"))
+}
+
 fn output(program: &str, words: &[&str]) -> Result<Vec<u8>> {
     let output = Command::new(program).args(words).current_dir(root()).output();
     let output = output.map_err(|error| format!("{program}: {error}"))?;

@@ -153,7 +153,12 @@ impl<'a> Core<'a> {
         let mut done = 0;
         for &(phys, len) in &span.parts[..span.count] {
             self.note_watched(phys, len, true);
+            let noted = self.bus.ram().watched_count();
             self.write_phys(phys, &data[done..done + len]);
+            if self.bus.ram().page_index(phys).is_some() {
+                // Only what devices write is news.
+                self.bus.ram().forget_watched(noted);
+            }
             done += len;
         }
         Ok(())
@@ -316,6 +321,9 @@ impl<'a> Core<'a> {
     pub fn push(&mut self, values: &[u64], size: usize) -> Result<(), Exception> {
         let total = values.len() * size;
         let top = self.stack_pointer().wrapping_sub(total as u64) & mask(self.stack_bits());
+        if self.stack_bits() == 16 && top > self.stack_pointer() {
+            return self.push_around(values, size);
+        }
         // Enough for the largest frame, that of a call gate with 31 parameters.
         let mut image = [0; 144];
         for (i, value) in values.iter().rev().enumerate() {
@@ -328,9 +336,30 @@ impl<'a> Core<'a> {
         Ok(())
     }
 
+    /// The same on a stack of 64 KiB that the values reach around the end of, one by one.
+    fn push_around(&mut self, values: &[u64], size: usize) -> Result<(), Exception> {
+        let mut top = self.stack_pointer();
+        let mut places = Vec::with_capacity(values.len());
+        for _ in values {
+            top = top.wrapping_sub(size as u64) & mask(16);
+            let linear = self.linear(SegmentIndex::Ss, top, size, true)?;
+            self.check_alignment(linear, size)?;
+            self.check_write(linear, size, Intent::Explicit)?;
+            places.push(linear);
+        }
+        for (linear, value) in places.into_iter().zip(values) {
+            self.write(linear, &value.to_le_bytes()[..size], Intent::Explicit)?;
+        }
+        self.set_stack_pointer(top);
+        Ok(())
+    }
+
     /// Reads `N` values of `size` bytes from the stack, `skip` bytes above its top, without popping.
     pub fn peek<const N: usize>(&mut self, skip: u64, size: usize) -> Result<[u64; N], Exception> {
         let from = self.stack_pointer().wrapping_add(skip) & mask(self.stack_bits());
+        if self.stack_bits() == 16 && from + (N * size) as u64 > 0x1_0000 {
+            return self.peek_around(from, size);
+        }
         let linear = self.linear(SegmentIndex::Ss, from, N * size, false)?;
         self.check_alignment(linear, size)?;
         let mut image = [0; 64];
@@ -340,6 +369,17 @@ impl<'a> Core<'a> {
             let mut bytes = [0; 8];
             bytes[..size].copy_from_slice(&image[i * size..(i + 1) * size]);
             *value = u64::from_le_bytes(bytes);
+        }
+        Ok(values)
+    }
+
+    /// The same around the end of a stack of 64 KiB, from `from` on.
+    fn peek_around<const N: usize>(&mut self, from: u64, size: usize) -> Result<[u64; N], Exception> {
+        let mut values = [0; N];
+        for (i, value) in values.iter_mut().enumerate() {
+            let at = from.wrapping_add((i * size) as u64) & mask(16);
+            let linear = self.linear(SegmentIndex::Ss, at, size, false)?;
+            *value = self.read_uint(linear, size, Intent::Explicit)?;
         }
         Ok(values)
     }

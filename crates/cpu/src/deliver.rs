@@ -12,6 +12,7 @@
 
 use crate::core::{Core, Intent, mask};
 use crate::descriptor::{Descriptor, SegmentExt, is_null, selector_error};
+use crate::system::task;
 use crate::walk::Access;
 use crate::{Activity, debug};
 use base::GuestVirt;
@@ -334,8 +335,18 @@ fn enter(core: &mut Core, handler: &Handler) {
     }
 }
 
-/// Protected mode without IA-32e: 16- and 32-bit interrupt and trap gates. Task gates are refused
-/// with #GP, as there are no task switches.
+/// A task gate: the handler is a task, which finds an error code on its own stack.
+fn deliver_to_task(core: &mut Core, event: Event, gate: u64) -> Result<(), Exception> {
+    check_gate(core, &event, (gate >> 40) as u8)?;
+    let left = (event.return_rip, event.flags);
+    let size = task::switch(core, (gate >> 16) as u16, task::Reason::Call, left, event.ext())?;
+    match event.error_code {
+        Some(code) => core.push(&[code as u64], size).map_err(|e| add_ext(e, event.ext())),
+        None => Ok(()),
+    }
+}
+
+/// Protected mode without IA-32e: task gates, 16- and 32-bit interrupt and trap gates.
 fn deliver_legacy(core: &mut Core, event: Event) -> Result<(), Exception> {
     let ext = event.ext();
     let at = event.vector as u64 * 8;
@@ -348,6 +359,7 @@ fn deliver_legacy(core: &mut Core, event: Event) -> Result<(), Exception> {
     let size = match access & 0x1f {
         0xe | 0xf => 4,
         6 | 7 => 2,
+        5 => return deliver_to_task(core, event, gate),
         _ => return Err(Exception::gp(event.gate_error())),
     };
     check_gate(core, &event, access)?;

@@ -13,6 +13,9 @@ pub(crate) mod system_type {
     pub const LDT: u16 = 2;
     pub const CALL_GATE: u16 = 0xc;
     pub const CALL_GATE_16: u16 = 4;
+    pub const TASK_GATE: u16 = 5;
+    pub const TSS_AVAILABLE_16: u16 = 1;
+    pub const TSS_BUSY_16: u16 = 3;
     pub const TSS_AVAILABLE: u16 = 9;
     pub const TSS_BUSY: u16 = 0xb;
 }

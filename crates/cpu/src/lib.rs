@@ -16,6 +16,7 @@ mod host;
 pub mod marks;
 mod reset;
 mod saved;
+pub mod show;
 mod state;
 pub mod string;
 pub mod system;

@@ -2,7 +2,8 @@
 //!
 //! Watching is by physical address, so a write through any mapping counts. Pages that hold watched
 //! bytes bear [`memory::Marks::WATCHED`], which keeps them out of the TLB: every access to them by
-//! the processor comes through [`crate::Core`], which notes it here. Accesses by devices do not.
+//! the processor comes through [`crate::Core`], which notes it here. What devices write is noted by
+//! [`memory::Ram`] and fetched from there at the next boundary.
 
 use base::{GuestPhys, Position};
 

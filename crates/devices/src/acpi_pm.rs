@@ -112,6 +112,9 @@ impl Device for AcpiPm {
     fn save(&self) -> DeviceState {
         DeviceState::encode(KIND, VERSION, &self.fields)
     }
+    fn show(&self) -> String {
+        format!("{:#?}", self.fields)
+    }
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
         self.fields = state.decode(KIND, VERSION)?;
         Ok(())

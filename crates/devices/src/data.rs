@@ -1,4 +1,13 @@
-//! Little helpers for register accesses of any width.
+//! Little helpers for register accesses of any width, and for showing bytes.
+
+/// Bytes for people: lines of 16 with their offset.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let line = |(n, bytes): (usize, &[u8])| {
+        let bytes: String = bytes.iter().map(|byte| format!(" {byte:02x}")).collect();
+        format!("{:04x}:{bytes}\n", 16 * n)
+    };
+    bytes.chunks(16).enumerate().map(line).collect()
+}
 
 /// The value of a write of 1 to 8 bytes, little-endian.
 pub(crate) fn value(data: &[u8]) -> u64 {

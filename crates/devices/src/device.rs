@@ -231,6 +231,10 @@ pub trait Device {
     fn reset(&mut self);
     /// The whole guest-visible and behaviour-relevant state.
     fn save(&self) -> DeviceState;
+    /// The saved state for people who compare two of them: one field a line.
+    fn show(&self) -> String {
+        self.save().hex()
+    }
     /// Takes on a saved state.
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError>;
     /// A read of `data.len()` (1, 2, 4 or 8) bytes at `offset` of the device's register block
@@ -248,6 +252,10 @@ pub trait Device {
 }
 
 impl DeviceState {
+    /// The payload as lines of 16 bytes in hex, for devices that show nothing better.
+    pub fn hex(&self) -> String {
+        crate::data::hex(&self.payload)
+    }
     /// Encodes a device's fields.
     pub fn encode<T: Serialize>(kind: &'static str, version: u32, fields: &T) -> Self {
         let payload = postcard::to_stdvec(fields).expect("device fields are plain data");

@@ -261,6 +261,9 @@ impl Device for Hpet {
     fn save(&self) -> DeviceState {
         DeviceState::encode(KIND, VERSION, &self.fields)
     }
+    fn show(&self) -> String {
+        format!("{:#?}", self.fields)
+    }
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
         let fields: Fields = state.decode(KIND, VERSION)?;
         if fields.status >> TIMERS != 0 {

@@ -231,6 +231,9 @@ impl Device for I8042 {
     fn save(&self) -> DeviceState {
         DeviceState::encode(KIND, VERSION, &self.fields)
     }
+    fn show(&self) -> String {
+        format!("{:#?}", self.fields)
+    }
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
         let fields: Fields = state.decode(KIND, VERSION)?;
         if fields.keys.len() > QUEUE_MAX || fields.answers.len() > 1 || !(1..=3).contains(&fields.set) {

@@ -331,6 +331,9 @@ impl Device for I8254 {
     fn save(&self) -> DeviceState {
         DeviceState::encode(KIND, VERSION, &self.fields)
     }
+    fn show(&self) -> String {
+        format!("{:#?}", self.fields)
+    }
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
         let fields: Fields = state.decode(KIND, VERSION)?;
         if !fields.channels.iter().all(Channel::is_sane) || fields.signalled > LATEST_TICK {

@@ -242,6 +242,9 @@ impl Device for I8259Pair {
     fn save(&self) -> DeviceState {
         DeviceState::encode(KIND, VERSION, &self.chips)
     }
+    fn show(&self) -> String {
+        format!("{:#?}", self.chips)
+    }
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
         let chips: [Chip; 2] = state.decode(KIND, VERSION)?;
         if !chips.iter().all(Chip::is_sane) {

@@ -142,6 +142,9 @@ impl Device for IoApic {
     fn save(&self) -> DeviceState {
         DeviceState::encode(KIND, VERSION, &self.fields)
     }
+    fn show(&self) -> String {
+        format!("{:#?}", self.fields)
+    }
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
         let fields: Fields = state.decode(KIND, VERSION)?;
         if fields.lines >> IOAPIC_PINS != 0 {

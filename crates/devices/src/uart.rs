@@ -310,6 +310,9 @@ impl Device for Uart {
     fn save(&self) -> DeviceState {
         DeviceState::encode(KIND, VERSION, &self.fields)
     }
+    fn show(&self) -> String {
+        format!("{:#?}", self.fields)
+    }
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
         let fields: Fields = state.decode(KIND, VERSION)?;
         if fields.fifo.len() > FIFO || fields.line.len() > LINE_MAX || fields.errors & !lsr::ERRORS != 0 {

@@ -64,6 +64,15 @@ pub enum DiskError {
         /// What the library says.
         why: String,
     },
+    /// A qcow2 image whose clusters are compressed in another way than zlib's.
+    #[error(
+        "disk image {}: its clusters are compressed with zstd, which is not read; convert it with \
+         qemu-img convert -O qcow2 (with -c it is zlib)", path.display()
+    )]
+    Compression {
+        /// The image.
+        path: PathBuf,
+    },
     /// A qcow2 image that needs another file.
     #[error(
         "disk image {}: needs another file ({other:?}), which is not followed; make it \

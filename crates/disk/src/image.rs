@@ -208,10 +208,25 @@ fn probe(file: &File, file_len: u64) -> io::Result<Format> {
     Ok(if &magic == b"QFI\xfb" { Format::Qcow2 } else { Format::Raw })
 }
 
+/// The compression type in a qcow2 header: 0 is zlib, which old headers do not have to say, 1 zstd.
+fn compression(file: &File) -> io::Result<u8> {
+    const INCOMPATIBLE_COMPRESSION: u8 = 1 << 3;
+    let mut header = [0; 105];
+    if file.metadata()?.len() < header.len() as u64 {
+        return Ok(0);
+    }
+    file.read_exact_at(&mut header, 0)?;
+    let given = header[4..8] == [0, 0, 0, 3] && header[79] & INCOMPATIBLE_COMPRESSION != 0;
+    Ok(if given { header[104] } else { 0 })
+}
+
 /// Opens a qcow2 image through the very descriptor that is locked. Files that its header names are
 /// never followed: a header may have been written by a guest of some other virtual machine.
 fn open_qcow2(path: &Path, file: &File) -> Result<Contents, DiskError> {
     let refuse = |e: io::Error| DiskError::Qcow2 { path: path.into(), why: e.to_string() };
+    if compression(file).map_err(refuse)? != 0 {
+        return Err(DiskError::Compression { path: path.into() });
+    }
     let copy = file.try_clone().map_err(|source| DiskError::open(path, source))?;
     let storage = ImagoFile::try_from(copy).map_err(refuse)?;
     let image = Qcow2::<ImagoFile>::open_image(storage, false).map_err(refuse)?;

@@ -270,3 +270,19 @@ fn a_qcow2_image_cannot_pull_in_other_files() {
     // Said to be raw, it is just bytes.
     assert_eq!(Image::open_as(&path, Some(Format::Raw)).unwrap().len(), 6 << 16);
 }
+
+/// Version 3 of the header, with the field that names zstd for compressed clusters.
+#[test]
+fn a_qcow2_image_compressed_with_zstd_is_refused_with_a_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = qcow2(None);
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(4, &3u32.to_be_bytes());
+    put(72, &(1u64 << 3).to_be_bytes()); // incompatible feature: compression type
+    put(96, &4u32.to_be_bytes()); // refcount order
+    put(100, &112u32.to_be_bytes()); // header length
+    put(104, &[1]); // zstd
+    let path = file(&dir, "disk.qcow2", &bytes);
+    let error = Image::open(&path).map(|image| image.len()).unwrap_err().to_string();
+    assert!(error.contains("disk.qcow2") && error.contains("qemu-img convert"), "{error}");
+}

@@ -2,10 +2,11 @@
 
 use crate::failure::Failure;
 use crate::values::{ConsoleTo, Forward, Net, Pos, RecPos, Seeds, Size, duration};
+use base::Position;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
-use timeline::Tuning;
+use timeline::{Fault, Tuning};
 
 /// A virtual machine with a rewind button: record a whole Linux guest, replay it exactly, debug
 /// it backwards.
@@ -94,6 +95,9 @@ pub struct Record {
     /// How much disk checkpoints may take; beyond it old ones are thinned out
     #[arg(long, value_name = "SIZE", default_value = "4G")]
     pub checkpoint_budget: Size,
+    /// Take a state hash every so many instructions: a divergence is located that closely at once
+    #[arg(long, value_name = "N", default_value_t = timeline::HASH_EVERY, value_parser = clap::value_parser!(u64).range(1..))]
+    pub hash_every: u64,
 }
 
 /// `hindsight explore`
@@ -351,12 +355,21 @@ pub struct HostOptions {
     /// For tests: drop translations at random, which must make no difference to the guest
     #[arg(long, value_name = "N", hide = true)]
     pub chaos: Option<u64>,
+    /// For tests: the machine errs before this position, which a replay has to find
+    #[arg(long, value_name = "N", hide = true)]
+    pub fault: Option<u64>,
+    /// For tests: the same, but not when the machine takes up the run from a kept state
+    #[arg(long, value_name = "N", hide = true, conflicts_with = "fault")]
+    pub fault_of_history: Option<u64>,
 }
 
 impl HostOptions {
     /// What has no effect on the guest.
     pub fn tuning(&self) -> Result<Tuning, Failure> {
-        tuning(self.code_cache, self.chaos)
+        let fault = |at: u64, needs_history| Fault { at: Position::from_count(at), needs_history };
+        let history = self.fault_of_history.map(|at| fault(at, true));
+        let fault = self.fault.map(|at| fault(at, false)).or(history);
+        Ok(Tuning { fault, ..tuning(self.code_cache, self.chaos)? })
     }
 }
 

@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 const MEMORY_MIN_BYTES: u64 = 16 << 20;
 /// The most: beyond, guest physical addresses would need more than the model's 40 bits.
 const MEMORY_MAX_BYTES: u64 = 512 << 30;
+/// No kernel's file is larger; a disk image given by mistake is not read into memory.
+const KERNEL_FILE_MAX_BYTES: u64 = 1 << 30;
 /// Where Linux runs from unless its header says otherwise.
 const KERNEL_LOAD_ADDRESS: u64 = 0x100_0000;
 
@@ -218,6 +220,9 @@ impl KernelImage {
         let read = file.by_ref().take(0x270).read_to_end(&mut head);
         read.map_err(|error| unusable(&error.to_string()))?;
         if head.get(0x202..0x206) != Some(b"HdrS") {
+            if bytes > KERNEL_FILE_MAX_BYTES {
+                return Err(unusable("is not a kernel: it is too large"));
+            }
             let file = std::fs::read(path).map_err(|error| unusable(&error.to_string()))?;
             let end = machine::boot::kernel_end(path, &file).map_err(Failure::usage)?;
             return Ok(Self { end });

@@ -93,6 +93,8 @@ pub struct HostSide {
     pub tuning: Tuning,
     /// The checkpoints of a recording; `None` takes none.
     pub checkpoints: Option<Spacing>,
+    /// Instructions between state hashes of a recording.
+    pub hash_every: u64,
     /// Where a profile of ourselves goes and where in the replay it begins, if one is wanted.
     pub profile: Option<(ProfileTo, Option<Pos>)>,
 }

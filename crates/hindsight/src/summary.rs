@@ -52,6 +52,9 @@ pub struct RecordFigures {
 pub struct ReplayFigures {
     /// State hashes compared with the recording's.
     pub hashes_checked: u64,
+    /// What `--bisect` found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bisect: Option<timeline::Finding>,
 }
 
 /// The object of `--json`. `F` is the command's own figures, beside the common ones.
@@ -173,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_json_has_all_fields_at_one_level() {
-        let figures = ReplayFigures { hashes_checked: 9 };
+        let figures = ReplayFigures { hashes_checked: 9, bisect: None };
         let outcome = outcome(Exit::EndOfRecording, None);
         let summary = Summary::new(&outcome, Duration::from_millis(250), None, false, figures);
         let expected = serde_json::json!({

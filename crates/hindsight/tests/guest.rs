@@ -3,121 +3,12 @@
 //! Without the small guest (no apt, no network) they are skipped with a message, but never in CI.
 //! `HINDSIGHT_TEST_CACHE` names a cache folder to reuse.
 
-use serde_json::Value;
+mod place;
+
+use place::{Done, Place, facts};
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
-use std::time::{Duration, Instant};
-
-/// Where the small guest is kept, when it can be had.
-fn cache() -> Option<&'static Path> {
-    static CACHE: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let cache = CACHE.get_or_init(|| {
-        let folder = std::env::var_os("HINDSIGHT_TEST_CACHE")
-            .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"), PathBuf::from);
-        let cache = guest::Cache::at(folder.join("hindsight"));
-        match guest::SmallGuest::obtain(&cache, guest::Flavour::Cloud, &mut |_| {}) {
-            Ok(_) => Some(folder),
-            Err(error) => {
-                let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-                assert!(!ci, "no guest to test with: {error}");
-                eprintln!("skipped, there is no guest to test with: {error}");
-                None
-            }
-        }
-    });
-    cache.as_deref()
-}
-
-/// A folder to work in, and a user whose data is there.
-struct Place {
-    folder: tempfile::TempDir,
-    cache: &'static Path,
-}
-
-/// What a finished command left.
-struct Done {
-    status: Option<i32>,
-    stdout: Vec<u8>,
-    stderr: String,
-}
-
-impl Done {
-    fn of(output: Output) -> Self {
-        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        Self { status: output.status.code(), stdout: output.stdout, stderr }
-    }
-
-    #[track_caller]
-    fn with_status(self, status: i32) -> Self {
-        assert_eq!(self.status, Some(status), "{}\n{}", self.stderr, String::from_utf8_lossy(&self.stdout));
-        self
-    }
-
-    #[track_caller]
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stderr))
-    }
-}
-
-impl Place {
-    /// `None` when the test has to be skipped.
-    fn new() -> Option<Self> {
-        let cache = cache()?;
-        Some(Self { folder: tempfile::tempdir().unwrap(), cache })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn command<S: AsRef<OsStr>>(&self, words: &[S]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hindsight"));
-        command.args(words).current_dir(self.folder.path());
-        command.env("XDG_CACHE_HOME", self.cache).env("XDG_DATA_HOME", self.path("data"));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    fn hindsight<S: AsRef<OsStr>>(&self, words: &[S]) -> Done {
-        Done::of(self.command(words).output().unwrap())
-    }
-
-    /// A command that is given `input`.
-    fn piped(&self, words: &[&str], input: &[u8]) -> Done {
-        let mut child = self.command(words).stdin(Stdio::piped()).spawn().unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        let writer = std::thread::spawn({
-            let input = input.to_vec();
-            move || {
-                let _ = stdin.write_all(&input);
-            }
-        });
-        let done = Done::of(child.wait_with_output().unwrap());
-        writer.join().unwrap();
-        done
-    }
-
-    /// Starts a command and waits until `file` has at least `bytes` bytes.
-    fn started(&self, words: &[&str], file: &str, bytes: u64) -> Child {
-        let mut child = self.command(words).spawn().unwrap();
-        let began = Instant::now();
-        while fs::metadata(self.path(file)).map_or(0, |facts| facts.len()) < bytes {
-            assert!(began.elapsed() < Duration::from_secs(120), "{file} does not grow");
-            assert!(child.try_wait().unwrap().is_none(), "the guest ended early");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        child
-    }
-}
-
-/// What two runs of the same guest have in common.
-fn facts(summary: &Value) -> Vec<Value> {
-    ["instructions", "guest_seconds", "state_hash"].map(|name| summary[name].clone()).to_vec()
-}
+use std::time::Duration;
 
 const WORK: &str = "uname -r; seq 1 30000 | gzip | gunzip | md5sum; \
     dd if=/dev/urandom bs=1k count=4 2>/dev/null | md5sum; cat /proc/uptime; date; sleep 100; date";
@@ -196,6 +87,21 @@ fn a_command_is_given_its_input_and_gives_back_output_and_status() {
     let shown = format!("line 29999\n{}\n", text.len());
     assert_eq!(String::from_utf8_lossy(&done.stdout), shown);
     assert_eq!(place.hindsight(&["replay", "./piped"]).with_status(0).stdout, shown.as_bytes());
+}
+
+#[test]
+fn input_that_is_over_stays_over_and_need_not_be_read() {
+    let Some(place) = Place::new() else { return };
+    // Every reader after the first sees the end as well, and an end in the middle of a line is one.
+    let twice = "cat | wc -c; cat | wc -c; read line || echo over";
+    assert_eq!(place.piped(&["run", "--", twice], b"a\nbc").with_status(0).stdout, b"4\n0\nover\n");
+    let first = "read line; echo \"<$line>\"; cat | wc -l";
+    let shown = place.piped(&["run", "--", first], b"one\ntwo\nthree\n").with_status(0).stdout;
+    assert_eq!(shown, b"<one>\n2\n");
+    // A command that reads nothing ends all the same, whatever is still to come.
+    let more = vec![b'\n'; 300_000];
+    let shown = place.piped(&["run", "--", "echo done; exit 5"], &more).with_status(5).stdout;
+    assert!(shown == b"done\n", "{} bytes", shown.len());
 }
 
 const COUNT: &str = "i=0; while :; do i=$((i+1)); echo $i; done";

@@ -29,6 +29,7 @@ const MODES: Given = Given { name: "modes", files: false, status: 0x21 };
 const PAGING: Given = Given { name: "paging", files: false, status: 0x21 };
 const FAULTS: Given = Given { name: "faults", files: false, status: 0x21 };
 const VM86: Given = Given { name: "vm86", files: false, status: 0x21 };
+const TASKS: Given = Given { name: "tasks", files: false, status: 0x21 };
 const MULTIBOOT: Given = Given { name: "multiboot", files: true, status: 0x43 };
 const PVH: Given = Given { name: "pvh", files: true, status: 1 };
 
@@ -192,6 +193,11 @@ fn virtual_8086_mode_asks_iopl_and_the_io_map() {
 }
 
 #[test]
+fn tasks_switch_by_calls_jumps_gates_and_returns() {
+    finds_what_it_should(TASKS);
+}
+
+#[test]
 fn a_multiboot_kernel_gets_its_information() {
     finds_what_it_should(MULTIBOOT);
 }
@@ -205,7 +211,7 @@ fn a_pvh_kernel_gets_its_information() {
 #[test]
 fn positions_in_every_mode_can_be_travelled_to() {
     let place = Place::new();
-    for given in [MODES, FAULTS, VM86] {
+    for given in [MODES, FAULTS, VM86, TASKS] {
         let Some(kernel) = place.kernel(given.name, true) else { return };
         let folder = place.path(given.name);
         let more = ["-o", folder.to_str().unwrap(), "--checkpoint-every", "3000"];
@@ -261,6 +267,11 @@ fn qemu_agrees_about_exceptions() {
 #[test]
 fn qemu_agrees_about_virtual_8086_mode() {
     qemu_agrees(VM86);
+}
+
+#[test]
+fn qemu_agrees_about_tasks() {
+    qemu_agrees(TASKS);
 }
 
 #[test]

@@ -3,11 +3,17 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+/// A user who owns nothing.
+const NOBODY: u32 = 65_534;
+
 struct Place {
     folder: tempfile::TempDir,
+    /// Runs the copy of the program in the folder as this user.
+    user: Option<u32>,
 }
 
 impl Place {
@@ -29,12 +35,19 @@ impl Place {
         write("disk", &[0; 1024]);
         write("initrd", &[0; 2 << 20]);
         fs::create_dir(folder.path().join("folder")).unwrap();
-        Self { folder }
+        Self { folder, user: None }
     }
 
     fn hindsight(&self, words: &[&str]) -> Output {
         let home = self.folder.path().join("home");
-        Command::new(env!("CARGO_BIN_EXE_hindsight"))
+        let mut command = match self.user {
+            Some(_) => Command::new(self.folder.path().join("hindsight")),
+            None => Command::new(env!("CARGO_BIN_EXE_hindsight")),
+        };
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
+        command
             .args(words)
             .current_dir(self.folder.path())
             .env("HOME", &home)
@@ -112,13 +125,25 @@ fn unusable_disks() {
 
 #[test]
 fn unreadable_files() {
-    let place = Place::new();
-    fs::set_permissions(place.folder.path().join("disk"), fs::Permissions::from_mode(0o000)).unwrap();
+    let mut place = Place::new();
+    let folder = place.folder.path().to_owned();
+    let allow = |name: &str, mode: u32| {
+        fs::set_permissions(folder.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    ["disk", "initrd", "short"].into_iter().for_each(|name| allow(name, 0o000));
     if rustix::process::geteuid().is_root() {
-        // Root may read everything; there is nothing to refuse.
-        return;
+        // Root may read everything, so somebody else tries; a copy of the program that anybody reaches.
+        fs::copy(env!("CARGO_BIN_EXE_hindsight"), folder.join("hindsight")).unwrap();
+        allow("hindsight", 0o755);
+        allow("", 0o755);
+        place.user = Some(NOBODY);
     }
-    place.refuses(&["run", "--kernel", "kernel", "--disk", "disk"], "you may not read it");
+    place.refuses(&["run", "--kernel", "short"], "--kernel short: you may not read it");
+    place.refuses(
+        &["run", "--kernel", "kernel", "--initrd", "initrd"],
+        "--initrd initrd: you may not read it",
+    );
+    place.refuses(&["run", "--kernel", "kernel", "--disk", "disk"], "--disk disk: you may not read it");
 }
 
 #[test]

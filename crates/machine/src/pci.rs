@@ -113,6 +113,13 @@ impl PciBus {
         self.host.act(*slot, cx, |card: &mut VirtioPci<Net>, cx| card.receive(cx, frame)).unwrap_or(false)
     }
 
+    /// Whether card `n` is there and its driver keeps up with what comes.
+    pub(crate) fn card_has_room(&self, n: u32) -> bool {
+        let slot = self.cards.get(n as usize);
+        let card = slot.and_then(|slot| self.host.function::<VirtioPci<Net>>(*slot));
+        card.is_some_and(|card| card.device().has_room())
+    }
+
     /// How many bytes console `n` would take now.
     pub(crate) fn console_room(&self, n: u32) -> usize {
         let slot = self.consoles.get(n as usize);

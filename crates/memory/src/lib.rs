@@ -9,4 +9,4 @@ mod marks;
 mod ram;
 
 pub use marks::Marks;
-pub use ram::{Disturbance, LOW_RAM_MAX, Ram, RamError};
+pub use ram::{Disturbance, LOW_RAM_MAX, Ram, RamError, WatchedWrite};

@@ -43,6 +43,17 @@ pub struct Disturbance {
     pub old_word: Option<u64>,
 }
 
+/// A write by a device to a page bearing [`Marks::WATCHED`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchedWrite {
+    /// The first byte.
+    pub at: GuestPhys,
+    /// How many, at most a page's.
+    pub len: u16,
+    /// It came after the machine had arrived at its position: see [`Ram::set_late`].
+    pub late: bool,
+}
+
 /// Guest RAM. Bytes outside of it do not exist here: every access says whether it succeeded.
 pub struct Ram {
     base: *mut u8,
@@ -51,6 +62,8 @@ pub struct Ram {
     dirty: Vec<u32>,
     epoch: u64,
     disturbances: Vec<Disturbance>,
+    watched: Vec<WatchedWrite>,
+    late: bool,
 }
 
 // SAFETY: `base` is an exclusively owned mapping; all access goes through `&self`/`&mut self`, and
@@ -85,6 +98,8 @@ impl Ram {
             dirty: Vec::new(),
             epoch: 0,
             disturbances: Vec::new(),
+            watched: Vec::new(),
+            late: false,
         })
     }
 
@@ -188,6 +203,10 @@ impl Ram {
                 old_word,
             });
         }
+        if self.marks[page].any(Marks::WATCHED) {
+            let at = self.page_address(page).offset(offset as u64);
+            self.watched.push(WatchedWrite { at, len: data.len() as u16, late: self.late });
+        }
         // SAFETY: in bounds of the page, just checked; `data` cannot overlap the guest's mapping
         // mutably because we hold `&mut self`.
         unsafe { std::ptr::copy(data.as_ptr(), self.host_page(page).add(offset), data.len()) };
@@ -224,6 +243,28 @@ impl Ram {
             self.host_page(page).add(at.page_offset()).cast::<u64>().write_unaligned((old | bits).to_le())
         };
         true
+    }
+
+    /// The number of writes to watched pages since the last [`Self::take_watched`].
+    pub fn watched_count(&self) -> usize {
+        self.watched.len()
+    }
+
+    /// Forgets the writes to watched pages behind the first `count`: a processor, which knows of its
+    /// own ones, or a debugger made them.
+    pub fn forget_watched(&mut self, count: usize) {
+        self.watched.truncate(count);
+    }
+
+    /// The writes to watched pages since the last call, oldest first.
+    pub fn take_watched(&mut self) -> Vec<WatchedWrite> {
+        std::mem::take(&mut self.watched)
+    }
+
+    /// Says whether what devices write from here on happens in the step to the machine's position, or
+    /// (`late`) at the position, before the step to the next.
+    pub fn set_late(&mut self, late: bool) {
+        self.late = late;
     }
 
     /// A page's marks.

@@ -65,6 +65,7 @@ pub fn copy_events(parent: &Recording, at: Position, writer: &Writer) -> Result<
         match event.kind {
             EventKind::Input { kind, payload } => writer.input(event.at, kind, &payload),
             EventKind::Hash(hash) => writer.hash(event.at, &hash),
+            EventKind::Reached => {}
             EventKind::End(_) => break,
         }
     }

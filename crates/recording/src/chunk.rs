@@ -91,7 +91,7 @@ impl Head {
         if bytes[..8] != kind.magic() {
             return bad(0, "it does not begin as such a file does");
         }
-        if u32_at(&bytes, 32) != crc32fast::hash(&bytes[..32]) {
+        if !checks(u32_at(&bytes, 32), crc32fast::hash(&bytes[..32])) {
             return bad(32, "the checksum of its head does not match");
         }
         if u32_at(&bytes, 8) != FORMAT {
@@ -154,7 +154,7 @@ impl Header {
         if bytes[..4] != CHUNK_MAGIC {
             return Err("no chunk begins here");
         }
-        if u32_at(bytes, 60) != crc32fast::hash(&bytes[..60]) {
+        if !checks(u32_at(bytes, 60), crc32fast::hash(&bytes[..60])) {
             return Err("the checksum of the chunk's header does not match");
         }
         let header = Header {
@@ -248,7 +248,7 @@ impl ChunkedFile {
             if header.sequence != number {
                 return damaged(&format!("chunk {} stands where chunk {number} belongs", header.sequence));
             }
-            if header.previous != self.seal {
+            if !checks(header.previous, self.seal) {
                 return damaged("the chunk does not continue the one before it");
             }
             let body = self.end + HEADER_LEN;
@@ -289,10 +289,10 @@ impl ChunkedFile {
         };
         let mut stored = vec![0; chunk.header.stored_len as usize];
         self.source.read_at(chunk.body(), &mut stored)?;
-        if crc32fast::hash(&stored) != chunk.header.stored_crc {
+        if !checks(crc32fast::hash(&stored), chunk.header.stored_crc) {
             return damaged("the checksum of the chunk's contents does not match".into());
         }
-        if seal_of(&self.key, &chunk.header.encode(), &stored) != chunk.seal {
+        if !checks(seal_of(&self.key, &chunk.header.encode(), &stored), chunk.seal) {
             return damaged("the chunk's seal does not match; it is not part of this file".into());
         }
         if chunk.header.codec == CODEC_PLAIN {
@@ -314,6 +314,12 @@ impl ChunkedFile {
         self.source.read_at(chunk.body() + from, buf)?;
         Ok(true)
     }
+}
+
+/// Whether a checksum is what it should be. A fuzzer cannot guess one, and what lies behind has to
+/// stand arbitrary bytes as well: a hostile recording has good checksums.
+pub(crate) fn checks<T: PartialEq>(found: T, expected: T) -> bool {
+    cfg!(fuzzing) || found == expected
 }
 
 fn seal_of(key: &[u8; 32], header: &[u8], stored: &[u8]) -> Digest {

@@ -5,6 +5,7 @@
 //!   tag 0  input   kind:varint length:varint payload
 //!   tag 1  hash    changed:u8 digest[16] × bits set in `changed`
 //!   tag 2  end     reason:u8 status:varint (zigzag)
+//!   tag 3  reached
 //! ```
 //!
 //! `delta` counts from the event before it in the chunk, from position 0 for the first. A hash
@@ -22,6 +23,7 @@ pub const PAYLOAD_MAX: usize = 16 << 20;
 const TAG_INPUT: u8 = 0;
 const TAG_HASH: u8 = 1;
 const TAG_END: u8 = 2;
+const TAG_REACHED: u8 = 3;
 
 /// One piece of outside nondeterminism, or a statement about the run, with its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub enum EventKind {
     },
     /// The machine's state at this position.
     Hash(StateHash),
+    /// The run got here: a recording without an end can be replayed at least this far.
+    Reached,
     /// The run ended here; always the last event.
     End(End),
 }
@@ -173,6 +177,9 @@ impl Encoder {
         }
         self.context.hash = *hash;
     }
+    pub(crate) fn reached(&mut self, out: &mut Vec<u8>, at: Position) {
+        self.step(out, at, TAG_REACHED);
+    }
     pub(crate) fn end(&mut self, out: &mut Vec<u8>, at: Position, end: End) {
         self.step(out, at, TAG_END);
         out.push(end.reason as u8);
@@ -248,6 +255,7 @@ fn decode(cursor: &mut Cursor, context: &mut Context) -> Result<Event, &'static 
             let status = varint::unzigzag(cursor.varint().ok_or(SHORT)?);
             EventKind::End(End { reason, status })
         }
+        TAG_REACHED => EventKind::Reached,
         _ => return Err("an event is of an unknown kind"),
     };
     Ok(Event { at: context.at, kind })

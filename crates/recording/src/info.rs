@@ -92,6 +92,7 @@ impl Info {
                     (name, payload.len() as u64)
                 }
                 EventKind::Hash(_) => ("state-hash".to_owned(), 48),
+                EventKind::Reached => ("reached".to_owned(), 0),
                 EventKind::End(_) => ("end".to_owned(), 0),
             };
             *self.events.entry(name.clone()).or_default() += 1;

@@ -13,7 +13,7 @@
 //! is already in the log is *stale*: the recorder was killed between the two steps. Each frame's
 //! checksum goes on from the one before it.
 
-use crate::chunk::{CHUNK_BYTES_MAX, ChunkedFile, HEAD_LEN, Head, LogKind};
+use crate::chunk::{CHUNK_BYTES_MAX, ChunkedFile, HEAD_LEN, Head, LogKind, checks};
 use crate::id::{Digest, RecordingId};
 use crate::{Error, ReadAt};
 use std::fs::File;
@@ -97,7 +97,7 @@ impl Tail {
         let mut start = [0; START_LEN as usize];
         source.read_at(HEAD_LEN, &mut start)?;
         let mut crc = crc32fast::hash(&start[..24]);
-        if start[24..] != crc.to_le_bytes() {
+        if !checks(&start[24..], &crc.to_le_bytes()[..]) {
             let why = "the checksum of the tail's start does not match";
             return Err(Error::damaged(source.path(), HEAD_LEN, None, why));
         }
@@ -143,7 +143,7 @@ impl Tail {
             return Ok(None); // zeros after a power failure
         }
         *crc = frame_crc(*crc, &bytes);
-        if prefix[4..] != crc.to_le_bytes() {
+        if !checks(&prefix[4..], &crc.to_le_bytes()[..]) {
             return damaged("the checksum of a frame does not match");
         }
         self.raw.extend_from_slice(&bytes);

@@ -153,6 +153,11 @@ impl Writer {
         self.push(at, |encoder, raw| encoder.hash(raw, at, hash));
     }
 
+    /// Says that the run has got to `at`, so that a replay can if nothing is recorded after it.
+    pub fn reached(&self, at: Position) {
+        self.push(at, |encoder, raw| encoder.reached(raw, at));
+    }
+
     fn push(&self, at: Position, encode: impl FnOnce(&mut Encoder, &mut Vec<u8>)) {
         let mut state = self.shared.lock();
         if state.error.is_some() {

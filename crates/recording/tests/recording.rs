@@ -155,8 +155,8 @@ fn a_recording_this_host_cannot_replay_is_refused_with_the_reason() {
     assert!(error.contains("avx2"), "{error}");
 
     let text = String::from_utf8(manifest.encode().unwrap()).unwrap();
-    let other = text.replacen("\"format\": 1", "\"format\": 2", 1);
-    assert!(matches!(Manifest::decode(path, other.as_bytes()), Err(Error::OtherFormat { found: 2, .. })));
+    let other = text.replacen(&format!("\"format\": {FORMAT}"), "\"format\": 99", 1);
+    assert!(matches!(Manifest::decode(path, other.as_bytes()), Err(Error::OtherFormat { found: 99, .. })));
     let edited = text.replacen("\"cpus\": 1", "\"cpus\": 2", 1);
     assert!(matches!(Manifest::decode(path, edited.as_bytes()), Err(Error::Damaged { .. })));
     let respaced = text.replace("\n", "  \n\t");

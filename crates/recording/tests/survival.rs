@@ -276,6 +276,37 @@ fn arbitrary_bytes_never_crash_a_reader() {
     }
 }
 
+/// Not a test of its own: HINDSIGHT_FUZZ_SEEDS=FOLDER writes whole files there for the fuzz targets
+/// to begin with, in one folder each.
+#[test]
+fn seeds_for_the_fuzz_targets() {
+    let Ok(seeds) = std::env::var("HINDSIGHT_FUZZ_SEEDS") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    for number in 0..4 {
+        let folder = dir.path().join(format!("rec{number}"));
+        make_full(&folder, 60 + number);
+        let killed = dir.path().join(format!("killed{number}"));
+        std::fs::create_dir(&killed).unwrap();
+        incomplete(&killed);
+        let packed = dir.path().join(format!("rec{number}.hindsight"));
+        pack(&Recording::open(&folder).unwrap(), &packed, |_, _| Contents::Whole).unwrap();
+        let file = |path: &Path| std::fs::read(path).unwrap();
+        let log = file(&folder.join("checkpoints.log"));
+        let both = [&(log.len() as u32).to_le_bytes()[..], &log, &file(&folder.join("pages.store"))].concat();
+        for (target, bytes) in [
+            ("manifest", file(&folder.join("manifest.json"))),
+            ("log", file(&folder.join("events.log"))),
+            ("tail", file(&killed.join("events.tail"))),
+            ("checkpoints", both),
+            ("packed", file(&packed)),
+        ] {
+            let place = Path::new(&seeds).join(target);
+            std::fs::create_dir_all(&place).unwrap();
+            std::fs::write(place.join(format!("seed{number}")), bytes).unwrap();
+        }
+    }
+}
+
 const CHILD: &str = "HINDSIGHT_TEST_CHILD_FOLDER";
 
 /// Not a test of its own: what the killed recorder of the next test does.

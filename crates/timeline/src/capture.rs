@@ -9,11 +9,16 @@ use crate::Session;
 use base::{PAGE_SIZE, Position};
 use disk::Snapshot;
 use machine::{MachineState, RestoreError};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 const FAN: usize = 256;
 
 type Page = Arc<[u8; PAGE_SIZE]>;
+
+/// Chunks and pages that were counted, by address; valid while the images they are of live.
+#[derive(Default)]
+pub(crate) struct Seen(HashSet<usize>);
 
 /// The contents of RAM; a page that is not there is zeros.
 #[derive(Clone)]
@@ -31,8 +36,20 @@ impl RamImage {
         Arc::make_mut(&mut self.chunks[page / FAN])[page % FAN] = bytes;
     }
 
-    fn get(&self, page: usize) -> Option<&Page> {
+    pub(crate) fn get(&self, page: usize) -> Option<&Page> {
         self.chunks[page / FAN][page % FAN].as_ref()
+    }
+
+    /// Bytes of the pages that `seen` does not know yet.
+    pub(crate) fn count_bytes(&self, seen: &mut Seen) -> usize {
+        let mut new = 0;
+        for chunk in &self.chunks {
+            if seen.0.insert(Arc::as_ptr(chunk) as usize) {
+                let pages = chunk.iter().flatten();
+                new += pages.filter(|page| seen.0.insert(Arc::as_ptr(page) as usize)).count();
+            }
+        }
+        new * PAGE_SIZE
     }
 
     /// The numbers of the pages that are not zeros.
@@ -126,5 +143,27 @@ impl Keeper {
         machine.restore(&capture.state)?;
         session.take_output();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_pages_are_counted_once() {
+        let mut first = RamImage::zeros(1000);
+        (0..10).for_each(|page| first.set(page * 100, Some(Arc::new([1; PAGE_SIZE]))));
+        let mut second = first.clone();
+        second.set(0, Some(Arc::new([2; PAGE_SIZE])));
+        second.set(100, None);
+        let mut seen = Seen::default();
+        assert_eq!(first.count_bytes(&mut seen), 10 * PAGE_SIZE);
+        assert_eq!(second.count_bytes(&mut seen), PAGE_SIZE);
+        assert_eq!(first.clone().count_bytes(&mut seen), 0);
+        let mut different = Vec::new();
+        first.differences(&second, &mut |page| different.push(page));
+        assert_eq!(different, [0, 100]);
+        assert_eq!(second.pages_in_use(), [0, 200, 300, 400, 500, 600, 700, 800, 900]);
     }
 }

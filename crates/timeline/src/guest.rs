@@ -1,5 +1,6 @@
 //! What a machine is to be and what it starts with.
 
+use crate::Fault;
 use disk::{Base, Format};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -80,7 +81,7 @@ pub enum ClockMode {
     Host,
 }
 
-/// What has no effect on the guest.
+/// What has no effect on the guest, but for a deliberate [`Fault`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuning {
     /// Bytes of translated code kept.
@@ -90,10 +91,12 @@ pub struct Tuning {
     pub chaos: Option<u64>,
     /// Bytes of written disk blocks kept in memory; more go to a temporary file.
     pub disk_memory_bytes: u64,
+    /// An error that the machine makes on purpose, to test that it is found.
+    pub fault: Option<Fault>,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { code_cache_bytes: 128 << 20, chaos: None, disk_memory_bytes: 256 << 20 }
+        Self { code_cache_bytes: 128 << 20, chaos: None, disk_memory_bytes: 256 << 20, fault: None }
     }
 }

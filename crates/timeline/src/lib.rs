@@ -15,10 +15,12 @@
 //! depend on anything but the recording.
 #![forbid(unsafe_code)]
 
+mod bisect;
 mod branch;
 mod capture;
 mod checkpointing;
 mod divergence;
+mod fault;
 mod guest;
 mod images;
 mod live;
@@ -31,9 +33,11 @@ mod session;
 mod touched;
 mod travel;
 
+pub use bisect::{Cause, Difference, Differences, Finding, bisect};
 pub use branch::Past;
 pub use checkpointing::{CHECKPOINT_EVERY, Checkpointer, Spacing};
 pub use divergence::{Divergence, Part};
+pub use fault::Fault;
 pub use guest::{Card, ClockMode, DiskSpec, Guest, KernelFile, Tuning};
 pub use images::DiskOpenError;
 pub use live::{Ended, Host, HostFailed, LiveError, SLICE, Verdict, Watcher, run_live};

@@ -59,6 +59,9 @@ pub enum Verdict {
 pub trait Host: Watcher {
     /// The next input for the guest, waiting for it up to `wait`.
     fn input(&mut self, wait: Duration) -> Option<Input>;
+    /// Whether frames are to wait outside for now, because the guest does not keep up with them: what
+    /// the card drops would be sent again, and recorded again. Other input comes all the same.
+    fn hold_frames(&mut self, _hold: bool) {}
     /// Whether there may be input some time: nobody waits for one that cannot come.
     fn may_give_input(&self) -> bool;
     /// What the console has shown so far.
@@ -279,6 +282,7 @@ impl Live<'_> {
             let left = due.map_or(NAP, |due| due.saturating_duration_since(Instant::now()));
             let nap = left.min(NAP);
             let input = if self.waiting.is_none() {
+                self.hold_frames();
                 self.host.input(nap)
             } else {
                 std::thread::sleep(nap);
@@ -337,8 +341,16 @@ impl Live<'_> {
         Ok(())
     }
 
+    /// Tells the host whether the guest has room for frames.
+    fn hold_frames(&mut self) {
+        if self.session.guest().card.is_some() {
+            self.host.hold_frames(!self.session.machine().board().card_has_room(0));
+        }
+    }
+
     fn take_inputs(&mut self) -> Result<(), LiveError> {
         for _ in 0..INPUTS_MAX {
+            self.hold_frames();
             let Some(input) = self.waiting.take().or_else(|| self.host.input(Duration::ZERO)) else { break };
             self.deliver(input)?;
             if self.waiting.is_some() {

@@ -10,9 +10,14 @@ use machine::{Event, Gate, Input, Journal};
 use recording::{End, Error, Manifest, Stopped, Writer};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// How many instructions lie between state hashes: about a guest second of work.
 pub const HASH_EVERY: u64 = 1_000_000_000;
+
+/// How often it is noted how far a working machine is: what a killed recording lacks at most,
+/// beside what had not been flushed. The machine does not see when.
+const NOTE_EVERY: Duration = Duration::from_millis(25);
 
 /// Records a live session into a folder.
 ///
@@ -22,6 +27,8 @@ pub struct Recorder {
     hash_every: u64,
     next_hash: Position,
     checkpointer: Option<Checkpointer>,
+    /// When it was last noted how far the machine is.
+    noted: Instant,
 }
 
 /// A recording that could not be ended properly. What is on disk replays.
@@ -62,7 +69,7 @@ impl Recorder {
         let writer = Arc::new(writer);
         session.machine_mut().set_gate(Gate::live(Some(Box::new(Notes(writer.clone())))));
         let next_hash = session.position().after(hash_every);
-        Ok(Self { writer, hash_every, next_hash, checkpointer: None })
+        Ok(Self { writer, hash_every, next_hash, checkpointer: None, noted: Instant::now() })
     }
 
     /// Also takes checkpoints of `session`, spaced as `spacing` says.
@@ -128,6 +135,10 @@ impl Recorder {
         if at >= self.next_hash {
             self.writer.hash(at, &session.state_hash()?);
             self.next_hash = at.after(self.hash_every);
+        }
+        if self.noted.elapsed() >= NOTE_EVERY {
+            self.writer.reached(at);
+            self.noted = Instant::now();
         }
         if let Some(checkpointer) = &mut self.checkpointer {
             let _work = profile::work(Work::Checkpoint);

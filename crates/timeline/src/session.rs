@@ -1,7 +1,7 @@
 //! A machine made from a [`Guest`], and the one way to move it.
 
 use crate::output::{Output, Tray};
-use crate::{ClockMode, Guest, Tuning};
+use crate::{ClockMode, Fault, Guest, Tuning};
 use base::{GuestTime, Position};
 use cpu::profile::{self, Work};
 use cpu::{CpuError, Vcpu, VcpuConfig};
@@ -48,6 +48,7 @@ pub struct Session {
     guest: Arc<Guest>,
     tray: Tray,
     store: Arc<Store>,
+    fault: Option<Fault>,
 }
 
 impl Session {
@@ -79,7 +80,7 @@ impl Session {
             seed: guest.seed,
         };
         let machine = Machine::new(config, vcpu, bus_of(&guest, &store)?, gate, Box::new(tray.clone()))?;
-        let mut session = Self { machine, guest, tray, store };
+        let mut session = Self { machine, guest, tray, store, fault: tuning.fault };
         session.load()?;
         Ok(session)
     }
@@ -97,6 +98,21 @@ impl Session {
     /// Runs until the machine's moment is `limit` or later, or something stops it: see
     /// [`Machine::run_until_moment`]. A guest that [reboots](Guest::reboots) does so in here.
     pub fn run_until_moment(&mut self, limit: Moment) -> Stop {
+        if let Some(fault) = self.fault
+            && self.position() < fault.at
+            && fault.at <= limit.position
+        {
+            let at = Moment { position: fault.at, time: GuestTime::ZERO };
+            let stop = self.run_well_until(at);
+            if stop != Stop::Limit {
+                return stop;
+            }
+            fault.strike(&mut self.machine);
+        }
+        self.run_well_until(limit)
+    }
+
+    fn run_well_until(&mut self, limit: Moment) -> Stop {
         loop {
             let stop = self.machine.run_until_moment(limit);
             if stop != Stop::Reset || !self.guest.reboots {
@@ -142,6 +158,11 @@ impl Session {
             devices: digest(hash.devices),
             memory: digest(hash.memory),
         })
+    }
+
+    /// Sets or takes away the error that the machine makes on purpose.
+    pub fn set_fault(&mut self, fault: Option<Fault>) {
+        self.fault = fault;
     }
 
     /// The guest.

@@ -16,20 +16,23 @@
 //! a breakpoint on the first instruction of an exception's or interrupt's handler the machine may
 //! stand behind that, at the same position; [`Travel`] remembers and starts over when needed.
 
+mod watching;
 mod what_if;
 
 use crate::branch::{Difference, Past};
-use crate::capture::{Capture, Keeper, disks_of};
+use crate::capture::{Capture, Keeper, Seen, disks_of};
 use crate::checkpointing::bring_back;
 use crate::replay::{Trouble, checked_guest, end_of, gate_from};
 use crate::{Divergence, ReplayError, Session, Tuning};
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
-use cpu::{Watch, walk};
+use cpu::walk;
 use disk::Snapshot;
-use machine::{Gate, Moment, Stop, Turn};
+use machine::{Gate, Moment, Stop};
 use recording::{Checkpoint, Checkpoints, HashCache, Recording};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
+pub use watching::WatchRange;
+use watching::Watching;
 use what_if::WhatIf;
 pub use what_if::{Change, ChangeError, Over};
 
@@ -39,23 +42,13 @@ const SLICE: u64 = 4_000_000;
 const NEARBY: [u64; 6] = [128 << 20, 24 << 20, 4 << 20, 512 << 10, 32 << 10, 2 << 10];
 /// How far apart captures are made while running back.
 const BACK_EVERY: u64 = 48 << 20;
-/// Most captures kept.
+/// Most captures kept, and how much memory their pages may take together, in bytes.
 const CAPTURES_MAX: usize = 64;
+const CAPTURE_BYTES_MAX: usize = 1 << 30;
+/// Fewer captures than this are never given up: one could not step back any more.
+const CAPTURES_MIN: usize = 8;
 /// Most recorded checkpoints kept in memory.
 const LOADED_MAX: usize = 6;
-
-/// Guest memory under watch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WatchRange {
-    /// The first byte, in the address space that is current when the run starts.
-    pub start: GuestVirt,
-    /// How many bytes.
-    pub bytes: u64,
-    /// Reads count.
-    pub reads: bool,
-    /// Writes count.
-    pub writes: bool,
-}
 
 /// What ends a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -120,13 +113,6 @@ impl ConsoleText {
     pub const GRAIN: u64 = 50_000;
 }
 
-/// A watch as the processor has it, with the virtual address it was asked for by.
-struct Placed {
-    watch: Watch,
-    number: usize,
-    virt: GuestVirt,
-}
-
 /// A recording with a machine in it that can be anywhere.
 pub struct Travel {
     session: Session,
@@ -141,7 +127,7 @@ pub struct Travel {
     loaded: Vec<(Arc<Checkpoint>, Arc<Capture>)>,
     trouble: Trouble,
     end: Moment,
-    placed: Vec<Placed>,
+    watching: Watching,
     /// Which way the run at hand goes.
     backwards: bool,
     console: Vec<ConsoleText>,
@@ -177,7 +163,7 @@ impl Travel {
             loaded: Vec::new(),
             trouble,
             end,
-            placed: Vec::new(),
+            watching: Watching::default(),
             backwards: false,
             console: Vec::new(),
             console_to: Position::START,
@@ -285,6 +271,7 @@ impl Travel {
         self.branch_restored(capture.at);
         self.session.machine_mut().set_gate(gate);
         self.session.machine_mut().processor_mut().pass_breakpoint(false);
+        self.place();
         self.check_log()
     }
 
@@ -299,6 +286,18 @@ impl Travel {
         if self.captures.len() > CAPTURES_MAX {
             self.thin();
         }
+        // Counting takes a while, so it is done now and then.
+        if self.captures.len().is_multiple_of(CAPTURES_MIN) {
+            while self.captures.len() > CAPTURES_MIN && self.captured_bytes() > CAPTURE_BYTES_MAX {
+                (0..CAPTURES_MIN / 2).for_each(|_| self.thin());
+            }
+        }
+    }
+
+    /// Memory that the captures' pages take, those they share counted once.
+    fn captured_bytes(&self) -> usize {
+        let mut seen = Seen::default();
+        self.captures.values().map(|capture| capture.ram.count_bytes(&mut seen)).sum()
     }
 
     /// Gives up the capture that is missed least: the gap it leaves is smallest in proportion to
@@ -337,33 +336,14 @@ impl Travel {
         self.session.take_output();
         self.check_log()?;
         match stop {
+            // A device may have written in the last step.
+            Stop::Limit | Stop::Breath if self.devices_have_written() => Ok(self.met()),
             Stop::Limit | Stop::Breath => Ok(None),
             Stop::Debugger => Ok(self.met()),
             Stop::Failed(why) => Err(ReplayError::Machine(why)),
             _ if self.position() >= to => Ok(None),
             _ => Err(ReplayError::Diverged(Divergence::of_course(self.nearest(to), self.position()))),
         }
-    }
-
-    /// What the processor stopped for: the first and the last of it.
-    fn met(&mut self) -> Option<((Position, Hit), (Position, Hit))> {
-        let here = self.position();
-        let turned = self.session.machine_mut().take_turn_met();
-        let processor = self.session.machine_mut().processor_mut();
-        if let Some((first, last)) = processor.take_watch_hits() {
-            let hit = |hit: cpu::WatchHit| {
-                let placed = &self.placed[hit.watch];
-                let virt = placed.virt.offset(hit.phys.0 - placed.watch.start.0);
-                (hit.at, Hit::Watch(placed.number, virt))
-            };
-            return Some((hit(first), hit(last)));
-        }
-        let hit = match self.backwards {
-            true if turned => (Position::from_count(here.count().saturating_sub(1)), Hit::Turn),
-            false if turned => (here, Hit::Turn),
-            _ => (here, Hit::Breakpoint(processor.linear_rip())),
-        };
-        Some((hit, hit))
     }
 
     fn check_log(&self) -> Result<(), ReplayError> {
@@ -388,30 +368,6 @@ impl Travel {
             walk::probe(&kernel, ram, at)
         });
         found.map(|found| found.phys)
-    }
-
-    fn set(&mut self, until: &Until, backwards: bool) {
-        self.backwards = backwards;
-        let turn = until.turn.map(if backwards { Turn::EndsOf } else { Turn::BeginsOf });
-        self.session.machine_mut().watch_turns(turn);
-        let mut placed = Vec::new();
-        for (number, range) in until.watches.iter().enumerate() {
-            let mut done = 0;
-            while done < range.bytes {
-                let virt = range.start.offset(done);
-                let bytes = (PAGE_SIZE as u64 - virt.page_offset() as u64).min(range.bytes - done);
-                if let Some(start) = self.physical(virt) {
-                    let watch = Watch { start, bytes, reads: range.reads, writes: range.writes };
-                    placed.push(Placed { watch, number, virt });
-                }
-                done += bytes;
-            }
-        }
-        let watches = placed.iter().map(|placed| placed.watch).collect();
-        self.placed = placed;
-        let (processor, board) = self.session.machine_mut().processor_and_board();
-        processor.set_breakpoints(&until.breakpoints);
-        processor.set_watches(board, watches);
     }
 
     /// Runs forwards, by at least one instruction, until something of `until` holds.

@@ -1,4 +1,4 @@
-//! A seeded share of what `cargo xtask soak fuzz` does for hours.
+//! A seeded share of what `cargo xtask fuzz` does for hours.
 
 use torture::{Case, Kind, judge};
 

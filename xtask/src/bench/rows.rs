@@ -150,9 +150,9 @@ pub const ROWS: &[Row] = &[
         .then("redis-cli -p 6399 shutdown nosave"),
     row("disk-seq-write", Device, Disk, [512, 128], "$B/disk @N /dev/vda seq-write"),
     row("disk-seq-read", Device, Disk, [1024, 256], "$B/disk @N /dev/vda seq-read"),
-    row("disk-rand-write", Device, Disk, [8, 2], "$B/disk @N /dev/vda rand-write"),
-    row("disk-rand-read", Device, Disk, [16, 4], "$B/disk @N /dev/vda rand-read"),
-    row("iperf3", Device, Network, [64, 16], "wait $server").after("iperf3 -s -1 >$W/iperf3 2>&1 & server=$!; sleep 1"),
+    row("disk-rand-write", Device, Disk, [8, 1], "$B/disk @N /dev/vda rand-write"),
+    row("disk-rand-read", Device, Disk, [16, 2], "$B/disk @N /dev/vda rand-read"),
+    row("iperf3", Device, Network, [192, 48], "wait $server").after("iperf3 -s -1 >$W/iperf3 2>&1 & server=$!; sleep 1"),
     row("boot", Boot, Small, [0, 0], ""),
     row("systemd", Boot, Systemd, [0, 0], ""),
 ];

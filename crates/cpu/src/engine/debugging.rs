@@ -9,7 +9,7 @@
 use super::vcpu::Vcpu;
 use crate::Bus;
 use crate::watch::{Watch, WatchHit, WatchList};
-use base::PAGE_SIZE;
+use base::{PAGE_SIZE, Position};
 use memory::Marks;
 use std::collections::BTreeSet;
 
@@ -76,14 +76,28 @@ impl Vcpu {
         self.debugging.watch = (!watches.is_empty()).then(|| Box::new(WatchList::new(watches)));
     }
 
+    /// Notes what devices have written to watched memory: in the step to this position, or later.
+    pub fn note_device_writes(&mut self, bus: &mut dyn Bus) {
+        if bus.ram().watched_count() == 0 {
+            return;
+        }
+        let here = self.state().retired;
+        for write in bus.ram().take_watched() {
+            let at = Position::from_count(if write.late { here } else { here.saturating_sub(1) });
+            if let Some(watch) = &mut self.debugging.watch {
+                watch.note(at, write.at, write.len.into(), true);
+            }
+        }
+    }
+
+    /// Whether anything watched was accessed since the last [`Vcpu::take_watch_hits`].
+    pub fn has_watch_hits(&self) -> bool {
+        self.debugging.has_hit()
+    }
+
     /// The first and the last of the accesses that stopped the last run.
     pub fn take_watch_hits(&mut self) -> Option<(WatchHit, WatchHit)> {
         self.debugging.watch.as_mut()?.take_hits()
-    }
-
-    /// Whether an access has hit a watch that nobody has [taken](Self::take_watch_hits) yet.
-    pub fn has_watch_hit(&self) -> bool {
-        self.debugging.has_hit()
     }
 
     /// Whether an exception or interrupt was delivered at this very position, so that the machine

@@ -65,8 +65,11 @@ impl Vcpu {
                 return Exit::Pause;
             }
             self.settle(bus);
-            if self.debugging.is_on() && self.debugger_stops() {
-                return Exit::Debugger;
+            if self.debugging.is_on() {
+                self.note_device_writes(bus);
+                if self.debugger_stops() {
+                    return Exit::Debugger;
+                }
             }
             match self.state().activity {
                 Activity::Running => {}
@@ -714,12 +717,21 @@ impl Vcpu {
             }
         };
         self.hot().state.retired += retired;
-        let BlockExit { block, insn, kind } = self.blocks.exits[id.0 as usize];
+        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
         // The leader of a group has left nothing for the others.
-        if matches!(kind, ExitKind::Access { leads: true, .. }) || self.groups_stale(block) {
+        if self.leads(id) || self.groups_stale(block) {
             return Next::Loop;
         }
         self.resume_after(bus, mode, block, insn, retired)
+    }
+
+    /// Whether any access of an exit's instruction leads a group, be it not the one that made the exit.
+    fn leads(&self, id: ExitId) -> bool {
+        let of = &self.blocks.exits[id.0 as usize];
+        // The exits of one instruction stand side by side, and it has at most two accesses.
+        let near = &self.blocks.exits[(id.0 as usize).saturating_sub(3)..];
+        let same = |exit: &&BlockExit| exit.block == of.block && exit.insn == of.insn;
+        near.iter().take(7).filter(same).any(|exit| matches!(exit.kind, ExitKind::Access { leads: true, .. }))
     }
 
     /// The instruction of an exit, decoded and classified once for all its executions.

@@ -1,8 +1,7 @@
 //! Far jumps, calls and returns (Intel SDM vol. 2A CALL, JMP; vol. 2B RET; vol. 3A, 5.8).
 //!
-//! Code segments, conforming and not, and call gates are done in full. Task gates and task state
-//! segments are refused with #GP(selector): there are no task switches, which no system that the
-//! machine boots uses.
+//! Code segments, conforming and not, and call gates are done in full; task gates and task
+//! state segments lead to task switches.
 
 use super::gate;
 use super::interrupt::load_stack;

@@ -1,7 +1,8 @@
-//! Far calls and jumps through the 32- and 16-bit call gates of legacy protected mode (Intel SDM
-//! vol. 3A, 5.8.3 and 5.8.5; vol. 2A, CALL).
+//! Far calls and jumps to system descriptors in legacy protected mode: 32- and 16-bit call gates,
+//! task gates and task state segments (Intel SDM vol. 3A, 5.8.3, 5.8.5 and 7.2; vol. 2A, CALL).
 
 use super::far::check_instruction_pointer;
+use super::task::{self, Reason};
 use super::{Done, Outcome};
 use crate::core::{Core, Intent, mask};
 use crate::deliver::push_inner;
@@ -23,6 +24,10 @@ struct Target {
 
 /// Goes through `gate`, a system descriptor; `back` is the return address of a call.
 pub(super) fn transfer(core: &mut Core, gate: &Descriptor, back: u64, call: bool) -> Done {
+    use system_type::{TASK_GATE, TSS_AVAILABLE, TSS_AVAILABLE_16, TSS_BUSY, TSS_BUSY_16};
+    if matches!(gate.segment.kind(), TASK_GATE | TSS_AVAILABLE | TSS_AVAILABLE_16 | TSS_BUSY | TSS_BUSY_16) {
+        return to_task(core, gate, back, call);
+    }
     let mut target = target(core, gate, call)?;
     let cpl = core.state.cpl;
     let dpl = target.code.segment.dpl();
@@ -49,6 +54,26 @@ pub(super) fn transfer(core: &mut Core, gate: &Descriptor, back: u64, call: bool
     core.state.seg[CS] = Segment { selector, ..target.code.segment };
     core.state.rip = target.offset;
     Ok(Outcome::BRANCH)
+}
+
+/// Goes to another task, through a task gate or by its task state segment.
+fn to_task(core: &mut Core, found: &Descriptor, back: u64, call: bool) -> Done {
+    let code = selector_error(found.segment.selector);
+    let rpl = (found.segment.selector & 3) as u8;
+    if found.segment.dpl() < core.state.cpl.max(rpl) {
+        return Err(Exception::gp(code));
+    }
+    let mut selector = found.segment.selector;
+    if found.segment.kind() == system_type::TASK_GATE {
+        if !found.segment.present() {
+            return Err(Exception::with_code(vector::NP, code));
+        }
+        selector = (found.low >> 16) as u16;
+    }
+    let reason = if call { Reason::Call } else { Reason::Jump };
+    let rflags = core.state.rflags;
+    task::switch(core, selector, reason, (back, rflags), 0)?;
+    Ok(Outcome::BRANCH_RECHECK)
 }
 
 /// The gate's checks, and those of the code segment it names.

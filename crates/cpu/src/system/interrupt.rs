@@ -4,8 +4,8 @@ use super::far::{
     check_instruction_pointer, drop_inaccessible_segments, return_code_segment, return_stack_segment,
 };
 use super::flags::{iopl, writable};
-use super::{Done, Outcome, load_real_segment, next_rip, virtual_8086};
-use crate::core::{Core, mask};
+use super::{Done, Outcome, load_real_segment, next_rip, task, virtual_8086};
+use crate::core::{Core, Intent, mask};
 use crate::descriptor::SegmentExt;
 use crate::{debug, deliver};
 use iced_x86::{Instruction, Mnemonic as M};
@@ -21,23 +21,22 @@ pub(super) fn execute(core: &mut Core, instr: &Instruction) -> Done {
         M::Into if core.state.rflags & flags::OF == 0 => return Ok(Outcome::NEXT),
         M::Into => (vector::OF, true),
         M::Int1 => (vector::DB, false),
-        M::Iret => return iret(core, 2),
-        M::Iretd => return iret(core, 4),
-        _ => return iret(core, 8),
+        M::Iret => return iret(core, 2, next),
+        M::Iretd => return iret(core, 4, next),
+        _ => return iret(core, 8, next),
     };
     deliver::software(core, vector, next, checked)?;
     Ok(Outcome::BRANCH_RECHECK)
 }
 
-fn iret(core: &mut Core, size: usize) -> Done {
+fn iret(core: &mut Core, size: usize, next: u64) -> Done {
     // NMIs are unblocked even where IRET faults (SDM vol. 3A, 6.7.1).
     core.state.nmi_blocked = false;
     if core.state.real_segments() {
         return iret_real(core, size);
     }
     if core.state.rflags & flags::NT != 0 {
-        // In IA-32e mode always a fault; elsewhere a task return, of which there are none.
-        return Err(Exception::gp(0));
+        return if core.state.long_mode() { Err(Exception::gp(0)) } else { return_to_task(core, next) };
     }
     let [rip, cs, image] = core.peek(0, size)?;
     if !core.state.long_mode() && core.state.cpl == 0 && size == 4 && image & flags::VM != 0 {
@@ -68,6 +67,15 @@ fn iret(core: &mut Core, size: usize) -> Done {
         drop_inaccessible_segments(core, cpl);
     }
     load_flags(core, image, writable, size);
+    Ok(Outcome::BRANCH_RECHECK)
+}
+
+/// IRET with NT set: back to the task that the current one's link names.
+fn return_to_task(core: &mut Core, next: u64) -> Done {
+    let link = core.system_linear(core.state.tr.base);
+    let selector = core.read_uint(link, 2, Intent::Implicit)? as u16;
+    let rflags = core.state.rflags;
+    task::switch(core, selector, task::Reason::Return, (next, rflags), 0)?;
     Ok(Outcome::BRANCH_RECHECK)
 }
 

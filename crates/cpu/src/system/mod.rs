@@ -21,6 +21,7 @@ mod operand;
 mod port;
 mod segment;
 mod table;
+pub(crate) mod task;
 mod virtual_8086;
 mod x87;
 mod xstate;

@@ -2,13 +2,14 @@
 //! processor models do not have.
 //!
 //! It is 16-bit code at CPL 3 whose segments are paragraphs, as in real mode. It begins with an IRET
-//! and ends with an interrupt or exception; in between, what looks at the interrupt flag asks IOPL,
+//! (or a task switch) and ends with an interrupt or exception; in between, what looks at the interrupt flag asks IOPL,
 //! and ports always ask the I/O permission map.
 
 use super::{Done, Outcome};
+use crate::CpuState;
 use crate::core::Core;
 use crate::debug;
-use x86::{Exception, Segment, SegmentIndex, flags, gpr};
+use x86::{Exception, Segment, flags, gpr};
 
 /// Present data of DPL 3, writable and accessed: what every segment is, the code segment too.
 const ATTRIBUTES: u16 = Segment::PRESENT | 3 << 5 | Segment::CODE_OR_DATA | 3;
@@ -24,8 +25,7 @@ const LOADED: u64 = flags::STATUS
     | flags::ID
     | flags::VM;
 
-fn segment(selector: u64) -> Segment {
-    let selector = selector as u16;
+fn segment(selector: u16) -> Segment {
     Segment { base: (selector as u64) << 4, limit: LIMIT, attributes: ATTRIBUTES, selector }
 }
 
@@ -41,16 +41,12 @@ pub(super) fn enter(core: &mut Core) -> Done {
     state.rip = eip;
     state.rflags = image & (LOADED | rf) | flags::FIXED;
     state.gpr[gpr::RSP] = esp;
-    for (index, selector) in [
-        (SegmentIndex::Cs, cs),
-        (SegmentIndex::Ss, ss),
-        (SegmentIndex::Es, es),
-        (SegmentIndex::Ds, ds),
-        (SegmentIndex::Fs, fs),
-        (SegmentIndex::Gs, gs),
-    ] {
-        state.seg[index as usize] = segment(selector);
-    }
-    state.cpl = 3;
+    load_segments(state, [es, cs, ss, ds, fs, gs].map(|selector| selector as u16));
     Ok(Outcome::BRANCH_RECHECK)
+}
+
+/// Loads all segments, in the order of their numbers, and the privilege level that goes with them.
+pub(super) fn load_segments(state: &mut CpuState, selectors: [u16; 6]) {
+    state.seg = selectors.map(segment);
+    state.cpl = 3;
 }

@@ -559,6 +559,9 @@ impl Device for LocalApic {
     fn save(&self) -> DeviceState {
         DeviceState::encode(KIND, VERSION, &self.fields)
     }
+    fn show(&self) -> String {
+        format!("{:#?}", self.fields)
+    }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
         let fields: Fields = state.decode(KIND, VERSION)?;

@@ -91,6 +91,13 @@ pub struct ConfigSpace {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ConfigState(Vec<u8>);
 
+impl ConfigState {
+    /// For people.
+    pub fn show(&self) -> String {
+        crate::data::hex(&self.0)
+    }
+}
+
 impl ConfigSpace {
     /// A type 0 header without base address registers or capabilities.
     pub fn new(id: Identity) -> Self {

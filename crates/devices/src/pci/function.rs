@@ -36,6 +36,10 @@ pub trait PciFunction: Any + Send {
     fn reset(&mut self);
     /// The whole state but for the configuration space, which the host saves.
     fn save(&self) -> DeviceState;
+    /// The saved state for people who compare two of them: one field a line.
+    fn show(&self) -> String {
+        self.save().hex()
+    }
     /// Takes on a saved state. The host has already restored the configuration space.
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError>;
     /// The guest time at which the function next acts by itself.

@@ -374,6 +374,17 @@ impl Device for PciHost {
         DeviceState::encode(KIND, VERSION, &HostState { address: self.address, lines: self.lines, functions })
     }
 
+    fn show(&self) -> String {
+        let mut text = format!("address: {:#x}\nlines: {:?}\n", self.address, self.lines);
+        for (slot, function) in self.functions.iter().enumerate() {
+            let kind = function.kind();
+            let config = function.config().save().show();
+            config.lines().for_each(|line| text.push_str(&format!("{slot} {kind} config {line}\n")));
+            function.show().lines().for_each(|line| text.push_str(&format!("{slot} {kind} {line}\n")));
+        }
+        text
+    }
+
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
         let state: HostState = state.decode(KIND, VERSION)?;
         let damaged = |kind, why: String| StateError::Damaged { kind, why };

@@ -69,7 +69,7 @@ pub struct Block {
     buffer: Vec<u8>,
 }
 
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Fields {
     /// In the order they were submitted, which is the order they finish in.
     in_flight: VecDeque<Request>,
@@ -77,7 +77,7 @@ struct Fields {
     channel_free: GuestTime,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Request {
     kind: u32,
     sector: u64,
@@ -319,6 +319,9 @@ impl VirtioDevice for Block {
 
     fn save(&self) -> Vec<u8> {
         postcard::to_stdvec(&self.fields).expect("plain data")
+    }
+    fn show(&self) -> String {
+        format!("{:#?}", self.fields)
     }
 
     fn restore(&mut self, fields: &[u8]) -> Result<(), String> {

@@ -23,7 +23,7 @@ pub struct Console {
     fields: Fields,
 }
 
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Fields {
     columns: u16,
     rows: u16,
@@ -144,6 +144,9 @@ impl VirtioDevice for Console {
 
     fn save(&self) -> Vec<u8> {
         postcard::to_stdvec(&self.fields).expect("plain data")
+    }
+    fn show(&self) -> String {
+        format!("{:#?}", self.fields)
     }
     fn restore(&mut self, fields: &[u8]) -> Result<(), String> {
         let fields: Fields = postcard::from_bytes(fields).map_err(|e| e.to_string())?;

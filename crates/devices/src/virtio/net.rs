@@ -34,6 +34,8 @@ const CTRL_MAC_ADDR_SET: u8 = 1;
 pub const FRAME_BYTES: std::ops::RangeInclusive<usize> = 14..=14 + 4 + 65536;
 /// Most frames that wait for the driver.
 pub const PENDING_FRAMES_MAX: usize = 512;
+/// With so many waiting, whoever brings frames had better wait too: see [`Net::has_room`].
+const PENDING_FRAMES_COMFORTABLE: usize = 64;
 /// Most bytes that wait for the driver.
 pub const PENDING_BYTES_MAX: usize = 2 << 20;
 
@@ -45,7 +47,7 @@ pub struct Net {
     fields: Fields,
 }
 
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Fields {
     /// The address the driver has set, if it has.
     mac: Option<[u8; 6]>,
@@ -58,6 +60,13 @@ impl Net {
     /// hardware address and largest packet (in bytes, without the Ethernet header).
     pub fn new(card: u32, mac: [u8; 6], mtu: u16) -> Self {
         Self { card, mac, mtu, fields: Fields::default() }
+    }
+
+    /// Whether the driver keeps up with the frames that come. When it does not, more would sooner or
+    /// later be dropped; a peer that can wait loses nothing by waiting.
+    pub fn has_room(&self) -> bool {
+        self.fields.pending.len() < PENDING_FRAMES_COMFORTABLE
+            && self.fields.pending_bytes < PENDING_BYTES_MAX / 2
     }
 
     fn enqueue(&mut self, frame: &[u8]) -> bool {
@@ -253,6 +262,9 @@ impl VirtioDevice for Net {
 
     fn save(&self) -> Vec<u8> {
         postcard::to_stdvec(&self.fields).expect("plain data")
+    }
+    fn show(&self) -> String {
+        format!("{:#?}", self.fields)
     }
 
     fn restore(&mut self, fields: &[u8]) -> Result<(), String> {

@@ -71,6 +71,10 @@ pub trait VirtioDevice: Send + 'static {
     }
     /// The device's fields, encoded.
     fn save(&self) -> Vec<u8>;
+    /// The fields for people who compare two states: one a line.
+    fn show(&self) -> String {
+        crate::data::hex(&self.save())
+    }
     /// Takes on saved fields, or says what is wrong with them.
     fn restore(&mut self, fields: &[u8]) -> Result<(), String>;
     /// When the device next acts by itself.
@@ -496,6 +500,10 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
             device: self.device.save(),
         };
         DeviceState::encode(self.kind(), VERSION, &state)
+    }
+    fn show(&self) -> String {
+        let device = self.device.show();
+        format!("{:#?}\n{:#?}\n{:?}\n{device}", self.regs, self.queues, self.msix.save())
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {

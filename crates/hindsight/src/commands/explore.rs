@@ -215,6 +215,7 @@ impl Search<'_> {
             tuning: self.options.tuning()?,
             checkpoints: Some(timeline::Spacing::default()),
             profile: None,
+            hash_every: timeline::HASH_EVERY,
         };
         Ok((host, stop))
     }

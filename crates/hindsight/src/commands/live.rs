@@ -15,7 +15,7 @@ use guest::job::Mode;
 use rustix::fs::{fstat, major, minor};
 use serde::Serialize;
 use std::time::{Duration, Instant};
-use timeline::Tuning;
+use timeline::{HASH_EVERY, Tuning};
 
 /// Who is at the console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +111,7 @@ impl Live {
             tuning,
             checkpoints: None,
             profile: None,
+            hash_every: HASH_EVERY,
         };
         Ok((Self { stop, _raw: raw, begun: Instant::now() }, host))
     }

@@ -84,6 +84,7 @@ fn record_into(
         let spacing =
             Spacing { every: options.checkpoint_every, budget_bytes: options.checkpoint_budget.bytes };
         side.checkpoints = (options.checkpoint_every > 0).then_some(spacing);
+        side.hash_every = options.hash_every;
         Ok((live, record(&folder, side)?))
     });
     let (live, (outcome, figures)) = result.inspect_err(|_| {
@@ -106,6 +107,9 @@ pub fn replay(options: &Replay) -> Result<u8, Failure> {
     host.profile = profile.map(|to| (to, options.profile_from));
     let to = options.to.unwrap_or(Pos::End);
     let (outcome, figures) = machine().replay(&recording, to, options.bisect, host)?;
+    if let Some(bisect) = figures.bisect.as_ref().filter(|_| !options.host.json) {
+        eprint!("{bisect}");
+    }
     live.end(&outcome, options.host.json, figures)
 }
 

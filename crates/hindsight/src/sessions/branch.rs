@@ -119,6 +119,7 @@ fn has_begun(past: &Past, tuning: &Tuning) -> Result<bool, Failure> {
         tuning: *tuning,
         checkpoints: None,
         profile: None,
+        hash_every: timeline::HASH_EVERY,
     };
     let mut audience = super::Audience::new(host, past.at());
     let result = replay.run(Target::Position(past.at()), &mut audience);

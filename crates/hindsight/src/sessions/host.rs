@@ -73,6 +73,8 @@ pub struct LiveSeat {
     keys: Receiver<Input>,
     /// Where the network card leads.
     wire: Option<Wire>,
+    /// Frames wait where they come from: the guest has no room for them.
+    frames_held: bool,
     /// What the console is to the job, if there is one.
     job: Option<Mode>,
     /// The last byte that went in.
@@ -89,6 +91,7 @@ impl LiveSeat {
             stop: host.stop,
             keys: host.input,
             wire,
+            frames_held: false,
             job,
             last: None,
             over: false,
@@ -160,7 +163,9 @@ impl Host for LiveSeat {
     fn input(&mut self, wait: Duration) -> Option<machine::Input> {
         let until = Instant::now() + wait;
         loop {
-            let Some(wire) = &self.wire else { return self.key(wait) };
+            let Some(wire) = self.wire.as_ref().filter(|_| !self.frames_held) else {
+                return self.key(wait);
+            };
             if let Some(bytes) = wire.receive() {
                 return Some(machine::Input::Frame { card: 0, bytes });
             }
@@ -175,6 +180,10 @@ impl Host for LiveSeat {
                 wire.wait(left);
             }
         }
+    }
+
+    fn hold_frames(&mut self, hold: bool) {
+        self.frames_held = hold;
     }
 
     fn may_give_input(&self) -> bool {
@@ -238,5 +247,22 @@ impl Watcher for Audience {
             let share = now.position.count() as f64 / self.end.count().max(1) as f64;
             format!("replayed {:.0} %, {:.1} s of guest time", 100.0 * share, now.time.seconds())
         });
+    }
+}
+
+/// Who watches a bisection: it shows nothing of the guest, which is executed over and over.
+pub struct Narrowing<'a>(pub &'a mut Audience);
+
+impl Watcher for Narrowing<'_> {
+    fn console(&mut self, _port: u32, _bytes: &[u8]) -> Result<(), HostFailed> {
+        Ok(())
+    }
+
+    fn wants_stop(&mut self) -> bool {
+        self.0.stop.reason().is_some()
+    }
+
+    fn progress(&mut self, now: Moment) {
+        self.0.progress.update(|| format!("bisecting, at position {}", now.position));
     }
 }

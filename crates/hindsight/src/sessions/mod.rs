@@ -18,14 +18,14 @@ use crate::summary::{Exit, RecordFigures, ReplayFigures, exit_status};
 use crate::values::{Net, Pos};
 use base::{GuestTime, Position};
 use disk::Image;
-use host::{Audience, LiveSeat};
+use host::{Audience, LiveSeat, Narrowing};
 use recording::{End, EndReason, Error, HashCache, Recording};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 use timeline::{
-    Card, ClockMode, DiskSpec, Ended, Files, Guest, HASH_EVERY, KernelFile, LiveError, Recorder, Replay,
-    ReplayError, ReplayStop, Session, SessionError, Target, run_live,
+    Card, ClockMode, DiskSpec, Ended, Files, Guest, KernelFile, LiveError, Recorder, Replay, ReplayError,
+    ReplayStop, Session, SessionError, Target, run_live,
 };
 use wire::Wire;
 
@@ -57,7 +57,7 @@ impl Machine for Sessions {
         let manifest =
             timeline::describe(session.guest(), files, &mut HashCache::for_user()).map_err(usage_failure)?;
         let mut recorder =
-            Recorder::begin(&mut session, folder, manifest, HASH_EVERY).map_err(host_failure)?;
+            Recorder::begin(&mut session, folder, manifest, host.hash_every).map_err(host_failure)?;
         if let Some(spacing) = host.checkpoints {
             recorder.take_checkpoints(&mut session, folder, spacing).map_err(Failure::host)?;
         }
@@ -81,13 +81,10 @@ impl Machine for Sessions {
         bisect: bool,
         mut host: HostSide,
     ) -> Result<(Outcome, ReplayFigures), Failure> {
-        if bisect {
-            return Err(Failure::usage("--bisect is not there yet"));
-        }
         let tuning = host.tuning;
         let recording = Recording::open(recording).map_err(recording_failure)?;
-        let mut replay =
-            Replay::open(&recording, &tuning, &mut HashCache::for_user()).map_err(replay_failure)?;
+        let cache = &mut HashCache::for_user();
+        let mut replay = Replay::open(&recording, &tuning, cache).map_err(replay_failure)?;
         let profile = host.profile.take();
         let mut audience = Audience::new(host, replay.end().position);
         let result = match profile {
@@ -97,14 +94,28 @@ impl Machine for Sessions {
             }
         };
         audience.clear();
+        let mut found = None;
         let (exit, note) = match result {
             Ok(ReplayStop::Stopped) => (stopped_exit(audience.stop().reason()), None),
             Ok(ReplayStop::Target) => (Exit::EndOfRecording, None),
             Ok(ReplayStop::End) => (Exit::EndOfRecording, unfinished(&recording)),
-            Err(ReplayError::Diverged(divergence)) => (Exit::Diverged, Some(divergence.to_string())),
+            Err(ReplayError::Diverged(divergence)) => {
+                if bisect {
+                    let finding = timeline::bisect(
+                        &recording,
+                        &tuning,
+                        cache,
+                        &divergence,
+                        &mut Narrowing(&mut audience),
+                    );
+                    audience.clear();
+                    found = finding.map_err(replay_failure)?;
+                }
+                (Exit::Diverged, Some(divergence.to_string()))
+            }
             Err(error) => return Err(replay_failure(error)),
         };
-        let figures = ReplayFigures { hashes_checked: replay.hashes_checked() };
+        let figures = ReplayFigures { hashes_checked: replay.hashes_checked(), bisect: found };
         let session = replay.session_mut();
         let now = session.moment();
         let outcome = Outcome {

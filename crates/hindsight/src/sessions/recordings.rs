@@ -127,6 +127,7 @@ pub fn pack(path: &Path, output: &Path, progress: &Progress) -> Result<(), Failu
             tuning: timeline::Tuning::default(),
             checkpoints: None,
             profile: None,
+            hash_every: timeline::HASH_EVERY,
         };
         let mut audience = super::Audience::new(host, recording.extent().last);
         let tuning = timeline::Tuning::default();

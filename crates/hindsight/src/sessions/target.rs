@@ -196,16 +196,17 @@ impl Target for History {
         self.read_pages(at.0, into, |phys| Some(GuestPhys(phys)))
     }
 
-    fn write_virtual(&mut self, _: CpuId, at: GuestVirt, bytes: &[u8]) -> Result<(), TargetError> {
+    fn write_virtual(&mut self, cpu: CpuId, at: GuestVirt, bytes: &[u8]) -> Result<(), TargetError> {
         if !self.0.in_branch() {
             return Err(read_only());
         }
+        let number = self.number(cpu)?;
         let mut pieces = Vec::new();
         let mut done = 0;
         while done < bytes.len() {
             let here = at.offset(done as u64);
             let n = (PAGE_SIZE - here.page_offset()).min(bytes.len() - done);
-            let phys = self.0.physical(here).ok_or(TargetError::Unmapped(here.0))?;
+            let phys = self.0.physical_for(number, here).ok_or(TargetError::Unmapped(here.0))?;
             pieces.push(Change::Memory { at: phys, bytes: bytes[done..done + n].to_vec() });
             done += n;
         }

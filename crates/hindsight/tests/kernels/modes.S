@@ -28,6 +28,8 @@ name rm_wrap, "16-bit addresses wrap"
 name rm_string, "REP STOSW around the segment's end, DI"
 name rm_far, "far call and return, SP"
 name rm_pushsp, "PUSH SP pushes"
+name rm_around, "INT with SP 2: SP inside and CS above it"
+name rm_around_back, "and SP after IRET"
 name rm_frame, "ENTER 8,1 and LEAVE, BP inside"
 name rm_enter_sp, "and SP inside"
 name rm_upper, "16-bit moves keep the upper half"
@@ -336,6 +338,15 @@ real:
     xorl %eax, %eax
     popw %ax
     movl %eax, rm_pushsp
+    movl $2, %esp
+    int $0x30
+    xorl %eax, %eax
+    movw %sp, %ax
+    movl %eax, rm_around_back
+    movl seen_cs, %eax
+    shll $16, %eax
+    movw inside_sp, %ax
+    movl %eax, rm_around
     movl $0x6000, %esp
     movw $0x5f00, %bp
     enterw $8, $1
@@ -413,6 +424,7 @@ far_routine:
 # Handlers. INT 0x30 and the timer return; exceptions go on at `resume`.
 software:
     movw %sp, %bp
+    movw %sp, inside_sp
     movw (%bp), %ax
     movw %ax, seen_ip
     movw 2(%bp), %ax
@@ -470,6 +482,7 @@ seen_ip: .long 0
 seen_cs: .long 0
 seen_flags: .long 0
 inside_flags: .long 0
+inside_sp: .long 0
 seen_vector: .long 0
 steps: .long 0
 ticks: .long 0

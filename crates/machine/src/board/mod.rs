@@ -107,6 +107,8 @@ pub struct Board {
     deadlines: Deadlines,
     /// The position of the earliest deadline.
     horizon: Position,
+    /// Where [`Board::tick`] was called last.
+    ticked_at: Option<Position>,
     irq: IrqSink,
     out: Box<dyn Outside + Send>,
     /// The processor that is running.
@@ -134,6 +136,7 @@ impl Board {
             slots,
             chipset,
             horizon: Position::NEVER,
+            ticked_at: None,
             irq: IrqSink::default(),
             out,
             current: 0,
@@ -247,6 +250,11 @@ impl Board {
         self.chipset.pci.console_room(console)
     }
 
+    /// Whether network card `card` is there and the guest keeps up with the frames that come.
+    pub fn card_has_room(&self, card: u32) -> bool {
+        self.chipset.pci.card_has_room(card)
+    }
+
     /// The guest time of the earliest deadline.
     pub fn next_deadline(&self) -> Option<GuestTime> {
         self.deadlines.earliest()
@@ -256,6 +264,9 @@ impl Board {
     pub fn tick(&mut self, at: Position) {
         let _work = profile::work(Work::Device);
         let now = self.clock.time_at(at);
+        // A second time at one position, guest time has jumped or something has come in.
+        let late = self.ticked_at.replace(at) == Some(at);
+        self.memory_mut().set_late(late);
         while self.deadlines.earliest().is_some_and(|due| due <= now) {
             for index in 0..self.slots.len() {
                 if self.deadlines.get(index).is_some_and(|due| due <= now) {
@@ -263,6 +274,7 @@ impl Board {
                 }
             }
         }
+        self.memory_mut().set_late(false);
     }
 
     fn expire(&mut self, at: Position, index: usize, now: GuestTime) {
@@ -284,6 +296,13 @@ impl Board {
 
     /// Lets an input in that has passed the gate. How much of it was taken: bytes, or 0 and 1.
     pub fn admit(&mut self, admitted: &Admitted) -> usize {
+        self.memory_mut().set_late(true);
+        let taken = self.admit_now(admitted);
+        self.memory_mut().set_late(false);
+        taken
+    }
+
+    fn admit_now(&mut self, admitted: &Admitted) -> usize {
         let at = admitted.event().at.position;
         let taken =
             match &admitted.event().input {

@@ -59,6 +59,14 @@ impl Board {
         }
     }
 
+    /// The devices by kind, with their states for people who compare two of them.
+    pub fn show_devices(&self) -> Vec<(String, String)> {
+        let devices = self.slots.iter().filter_map(|slot| self.chipset.device(*slot));
+        let shown = devices.map(|device| (device.kind().to_owned(), device.show()));
+        let rest = format!("{:#?}\nsignals: {:?}\nending: {:?}", self.clock, self.signals, self.ending);
+        std::iter::once(("board".to_owned(), rest)).chain(shown).collect()
+    }
+
     /// Takes on a saved state. After an error the board must not be used any more, only restored.
     pub fn restore(&mut self, state: &BoardState) -> Result<(), StateError> {
         let damaged = |why: String| StateError::Damaged { kind: KIND, why };
@@ -80,6 +88,7 @@ impl Board {
         self.ending = state.ending;
         self.others = super::others::Others::default();
         self.external = self.chipset.pic.output();
+        self.ticked_at = None;
         self.refresh_all();
         Ok(())
     }

@@ -190,7 +190,7 @@ pub enum BootError {
     },
     /// The file is something else.
     #[error(
-        "{path:?} is not a kernel that can be booted: {why}; pass a 64-bit x86 bzImage such as /boot/vmlinuz-*, \
+        "{path:?} is not a kernel that can be booted: {why}; pass an x86 bzImage such as /boot/vmlinuz-*, \
          or an ELF file with a PVH entry point or a Multiboot header"
     )]
     NotAKernel {

@@ -5,7 +5,7 @@ use super::record::Record;
 use super::store::Store;
 use super::worker::Worker;
 use super::{Book, Checkpoint, Checkpoints, Options};
-use crate::chunk::{ChunkAppender, ChunkedFile, Head, LogKind};
+use crate::chunk::{ChunkAppender, ChunkedFile, Head, LogKind, checks};
 use crate::reader::Place;
 use crate::{Error, FileSource, ReadAt, Recording, RecordingId, Source, folder};
 use std::collections::BTreeMap;
@@ -201,7 +201,7 @@ fn build(
             None => return Err("the page store is shorter than it was when this checkpoint was written"),
         },
     };
-    if sealed != record.store_seal {
+    if !checks(sealed, record.store_seal) {
         return Err("the page store is not the one this checkpoint was written with");
     }
     let mut map = match record.parent {

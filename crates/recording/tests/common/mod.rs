@@ -68,7 +68,8 @@ pub fn some_events(rng: &mut Rng, count: u64) -> Vec<Event> {
     let mut events = Vec::new();
     for _ in 0..count {
         position += rng.below(3) * rng.below(1_000_000);
-        let kind = match rng.below(4) {
+        let kind = match rng.below(5) {
+            1 => EventKind::Reached,
             0 => {
                 hash.registers = rng.digest();
                 if rng.below(2) == 0 {
@@ -97,6 +98,7 @@ pub fn write(writer: &Writer, events: &[Event]) {
                 }
             }
             EventKind::Hash(hash) => writer.hash(event.at, hash),
+            EventKind::Reached => writer.reached(event.at),
             EventKind::End(_) => unreachable!("the end is written by finish"),
         }
     }

@@ -1,6 +1,7 @@
 //! What random programs found, each as the smallest program that shows it.
 
 use super::*;
+use crate::Watch;
 
 /// An IDT whose gate for `vector` leads to a HLT at `STACK`; R15 then points to the frame pushed.
 fn catch(g: &mut Guest, vector: u64) {
@@ -188,4 +189,42 @@ fn a_handler_that_faults_at_once_does_not_stop_the_count() {
     }
     // MOV and 999 events, and the first of them, which follows an instruction; frames are aligned.
     assert_eq!(at_ends, [DATA - 40 - 48 * 999; 3]);
+}
+
+#[test]
+fn a_leader_that_rust_executes_because_of_its_other_access_leaves_nothing_to_its_group() {
+    let mut g = Guest::program(|a| {
+        a.mov(rsp, DATA + 0x800).unwrap();
+        a.mov(rdi, DATA + 0x1_0000).unwrap();
+        a.mov(eax, 5).unwrap();
+        // What it reads is watched; what it writes leads the pushes and pops behind.
+        a.push(qword_ptr(rdi)).unwrap();
+        a.push(rax).unwrap();
+        a.pop(rbx).unwrap();
+        a.pop(rcx).unwrap();
+        a.hlt().unwrap();
+    });
+    assert!(g.board.ram.write_u64(GuestPhys(DATA + 0x1_0000), 0x77));
+    let watch = Watch { start: GuestPhys(DATA + 0x1_0000), bytes: 8, reads: false, writes: true };
+    g.cpu.set_watches(&mut g.board, vec![watch]);
+    assert_eq!(g.run(), Exit::Halted);
+    assert_eq!((g.reg(gpr::RBX), g.reg(gpr::RCX)), (5, 0x77));
+}
+
+#[test]
+fn a_breakpoint_on_a_repeated_instruction_stops_before_every_iteration() {
+    let mut g = Guest::program(|a| {
+        a.mov(rsi, DATA).unwrap();
+        a.mov(rdi, DATA + 0x100).unwrap();
+        a.mov(ecx, 3).unwrap();
+        a.rep().movsb().unwrap();
+        a.hlt().unwrap();
+    });
+    let rep = CODE + 10 + 10 + 5;
+    g.cpu.set_breakpoints(&std::collections::BTreeSet::from([rep]));
+    for left in (1..=3).rev() {
+        assert_eq!(g.run(), Exit::Debugger);
+        assert_eq!((g.cpu.state().rip, g.reg(gpr::RCX)), (rep, left));
+    }
+    assert_eq!(g.run(), Exit::Halted);
 }

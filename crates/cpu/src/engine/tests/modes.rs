@@ -430,3 +430,54 @@ fn protection_cannot_be_left_while_paging_and_lmsw_never_clears_it() {
     assert_eq!(g.run(), Exit::Halted);
     assert_eq!(g.reg(gpr::RAX), cr0::PE | cr0::ET | cr0::CD | cr0::NW);
 }
+
+/// Random bytes as code, data, vectors and descriptors, in real mode, 16-bit protected mode and
+/// virtual-8086 mode: whole and in slices they lead to the same state.
+#[test]
+fn random_16_bit_code_ends_the_same_in_slices() {
+    const LIMIT: u64 = 2000;
+    let mut retired = 0;
+    for seed in 1..=150u64 {
+        let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let bytes: Vec<u8> = (0..0x2_0000)
+            .map(|_| {
+                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (dice >> 56) as u8
+            })
+            .collect();
+        let start = || {
+            let mut g = real(&[]);
+            put(&mut g, 0, &bytes);
+            let s = g.cpu.state_mut();
+            s.gpr = std::array::from_fn(|n| bytes[n] as u64 * 257);
+            if seed % 3 != 0 {
+                s.cr0 |= cr0::PE;
+                s.gdtr = x86::DescriptorTable { base: 0, limit: 0xffff };
+                s.idtr = s.gdtr;
+            }
+            if seed % 3 == 2 {
+                s.rflags |= flags::VM | if seed % 2 == 0 { flags::IOPL } else { 0 };
+                s.cpl = 3;
+                s.seg.iter_mut().for_each(|segment| segment.attributes = 0xf3);
+            }
+            g
+        };
+        let finish = |mut g: Guest, slice: u64| {
+            let mut to = 0;
+            loop {
+                to += slice;
+                let exit = g.run_to(to.min(LIMIT));
+                if exit != Exit::Limit || to >= LIMIT {
+                    return (exit, g);
+                }
+            }
+        };
+        let (exit, whole) = finish(start(), LIMIT);
+        let (exit_in_slices, sliced) = finish(start(), 7);
+        assert_eq!(exit, exit_in_slices, "seed {seed}");
+        assert_eq!(whole.cpu.state().save(), sliced.cpu.state().save(), "seed {seed}");
+        assert_eq!(whole.board.ports, sliced.board.ports, "seed {seed}");
+        retired += whole.cpu.state().retired;
+    }
+    assert!(retired > 50_000, "only {retired} instructions ran");
+}

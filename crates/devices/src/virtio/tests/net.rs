@@ -120,6 +120,25 @@ fn waiting_frames_are_bounded_and_part_of_the_state() {
 }
 
 #[test]
+fn a_card_whose_driver_falls_behind_says_so_long_before_it_drops() {
+    let mut rig = rig();
+    let mut driver = Driver::start(&mut rig, 1, true, 0);
+    let has_room = |rig: &mut Rig| rig.act(1, |f: &mut Function, _| f.device().has_room());
+    let mut taken: u64 = 0;
+    while has_room(&mut rig) {
+        assert!(receive(&mut rig, &[1; 60]));
+        taken += 1;
+    }
+    assert!((1..PENDING_FRAMES_MAX as u64 / 2).contains(&taken));
+    for i in 0..8 {
+        driver.offer(&mut rig, 0, &[(BUF + 0x100 * i, 0x100, true)]);
+    }
+    driver.kick(&mut rig, 0);
+    assert_eq!(driver.collect(&mut rig, 0).len(), 8);
+    assert!(has_room(&mut rig));
+}
+
+#[test]
 fn the_driver_sets_the_hardware_address() {
     let mut rig = rig();
     let mut driver = Driver::start(&mut rig, 1, true, 0);

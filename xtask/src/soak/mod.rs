@@ -1,0 +1,132 @@
+//! Soaks: the same promise tested over and over, for as long as one likes.
+//!
+//! `cargo xtask soak KIND --count N --seed N` drives the real command line. Each kind is one file
+//! with one function that does a single round; this file chooses rounds, counts, and keeps what
+//! failed. A small share of each runs with the tests.
+
+mod boots;
+mod damage;
+mod kills;
+mod pairs;
+mod place;
+#[cfg(test)]
+mod tests;
+
+use crate::Result;
+use clap::{Args, ValueEnum};
+use place::{Outcome, Place};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// What to soak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// Guests recorded and replayed: every replay has to be the same to the last bit
+    Pairs,
+    /// Debian's kernels booted: none may complain in its log
+    Boots,
+    /// Recorders killed at random moments: what was flushed has to replay
+    Kills,
+    /// Recordings damaged at random: an error naming file and place, or an exact replay
+    Damage,
+}
+
+/// `cargo xtask soak`
+#[derive(Debug, Args)]
+pub struct Options {
+    /// What to soak
+    pub kind: Kind,
+    /// How many rounds
+    #[arg(long, default_value_t = 10)]
+    pub count: u64,
+    /// What is random follows from it and the round's number
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// A root image of `hindsight guest make` with gcc, redis, iperf3, python3, curl and stress-ng;
+    /// without it, what needs it is left out
+    #[arg(long)]
+    pub root: Option<PathBuf>,
+    /// Only rounds whose name begins with this, such as `gcc`
+    #[arg(long)]
+    pub only: Option<String>,
+    /// Busy threads beside, to load the host
+    #[arg(long, default_value_t = 0)]
+    pub load: usize,
+}
+
+/// Numbers that follow from a seed (PCG would do as well; this needs no crate).
+pub struct Dice(u64);
+
+impl Dice {
+    /// For round `round` of a soak.
+    pub fn new(seed: u64, round: u64) -> Self {
+        let mut dice =
+            Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ round.wrapping_mul(0xd1b5_4a32_d192_ed03));
+        dice.roll(2);
+        dice
+    }
+
+    /// From 0 up to, but not including, `below`.
+    pub fn roll(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((u128::from(mixed ^ (mixed >> 31)) * u128::from(below)) >> 64) as u64
+    }
+}
+
+/// Soaks, telling each failure as it comes and the sum at the end.
+pub fn soak(options: &Options) -> Result {
+    let place = Place::new(options.root.clone())?;
+    let _load = place::Load::begin(options.load);
+    run(&place, options)
+}
+
+fn run(place: &Place, options: &Options) -> Result {
+    let begun = Instant::now();
+    let mut failures = 0;
+    let mut told = std::collections::BTreeMap::<String, u64>::new();
+    let shared = match options.kind {
+        Kind::Damage => Some(damage::Prepared::new(place)?),
+        _ => None,
+    };
+    for round in 0..options.count {
+        let mut dice = Dice::new(options.seed, round);
+        let folder = place.folder_of_round(round)?;
+        let outcome = match options.kind {
+            Kind::Pairs => pairs::round(place, &folder, options.only.as_deref(), round, &mut dice),
+            Kind::Boots => boots::round(place, &folder, round, &mut dice),
+            Kind::Kills => kills::round(place, &folder, &mut dice),
+            Kind::Damage => damage::round(place, &folder, shared.as_ref(), &mut dice),
+        };
+        let Outcome { name, result } = outcome;
+        match result {
+            Ok(note) => {
+                *told.entry(note.unwrap_or_else(|| name.clone())).or_default() += 1;
+                // What went well leaves nothing.
+                let _ = std::fs::remove_dir_all(&folder);
+            }
+            Err(why) => {
+                failures += 1;
+                println!(
+                    "round {round} ({name}, seed {}): {why}; kept in {}",
+                    options.seed,
+                    folder.display()
+                );
+            }
+        }
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let kinds: Vec<String> = told.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    println!(
+        "{:?}: {} rounds in {seconds:.0} s, {failures} failures; {}",
+        options.kind,
+        options.count,
+        kinds.join(", ")
+    );
+    if failures == 0 {
+        return Ok(());
+    }
+    Err(format!("{failures} of {} rounds failed", options.count))
+}

@@ -1,0 +1,60 @@
+//! A small share of every soak, with the tests.
+
+use super::place::Place;
+use super::{Dice, Kind, Options, run};
+use crate::workspace;
+use std::sync::OnceLock;
+
+/// The place to soak in, with a guest in the cache; `None` when there is none to be had.
+fn place() -> Option<Place> {
+    let root = std::env::var_os("HINDSIGHT_TEST_ROOT_IMAGE").map(Into::into);
+    let place = Place::new(root).unwrap();
+    static READY: OnceLock<bool> = OnceLock::new();
+    let up =
+        || place.run(&workspace::root(), &["run", "--", "true"]).is_ok_and(|done| done.status == Some(0));
+    if *READY.get_or_init(up) {
+        return Some(place);
+    }
+    let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+    assert!(!ci, "there is no guest to soak with");
+    eprintln!("skipped: there is no guest to soak with");
+    None
+}
+
+fn share(kind: Kind, count: u64, seed: u64) {
+    let Some(place) = place() else { return };
+    let options = Options { kind, count, seed, root: None, only: None, load: 0 };
+    run(&place, &options).unwrap();
+}
+
+#[test]
+fn a_share_of_the_pairs() {
+    share(Kind::Pairs, 2, 11);
+}
+
+#[test]
+fn a_share_of_the_kills() {
+    share(Kind::Kills, 3, 12);
+}
+
+#[test]
+fn a_share_of_the_damage() {
+    share(Kind::Damage, 40, 13);
+}
+
+#[test]
+fn a_share_of_the_boots() {
+    share(Kind::Boots, 1, 14);
+}
+
+#[test]
+fn dice_follow_from_seed_and_round() {
+    let rolls = |seed, round| {
+        let mut dice = Dice::new(seed, round);
+        (0..20).map(|_| dice.roll(1000)).collect::<Vec<_>>()
+    };
+    assert_eq!(rolls(1, 2), rolls(1, 2));
+    assert_ne!(rolls(1, 2), rolls(1, 3));
+    assert_ne!(rolls(1, 2), rolls(2, 2));
+    assert!(rolls(3, 4).iter().all(|roll| *roll < 1000));
+}
