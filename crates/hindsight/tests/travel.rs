@@ -126,7 +126,7 @@ fn running_back_finds_what_running_forward_met_last() {
     let rsp = travel.session().machine().processor().state().gpr[4];
     let rip = travel.session().machine().processor().linear_rip();
     let watch = WatchRange { start: base::GuestVirt(rsp & !7), bytes: 8, reads: false, writes: true };
-    let until = Until { breakpoints: BTreeSet::from([rip]), watches: vec![watch], position: None };
+    let until = Until { breakpoints: BTreeSet::from([rip]), watches: vec![watch], ..Until::default() };
     let mut met = Vec::new();
     for _ in 0..20 {
         match travel.run_until(&until, &|| false).unwrap() {
@@ -139,7 +139,7 @@ fn running_back_finds_what_running_forward_met_last() {
     // Watches are reported behind the access forwards and before it backwards.
     let before = |(at, hit): &(Position, Hit)| match hit {
         Hit::Watch(..) => (Position::from_count(at.count() - 1), *hit),
-        Hit::Breakpoint(_) => (*at, *hit),
+        Hit::Breakpoint(_) | Hit::Turn => (*at, *hit),
     };
     // Behind an access one meets it first on the way back; at a breakpoint, what was before it.
     let last_is_watch = matches!(met.last(), Some((_, Hit::Watch(..))));

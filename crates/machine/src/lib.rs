@@ -31,3 +31,4 @@ pub use machine::{Machine, MachineConfig, MachineState, RestoreError, StateHash,
 pub use memory_hash::MemoryHash;
 pub use pci::{PciBus, PciFull};
 pub use processor::{Exit, Processor};
+pub use processors::Turn;

@@ -12,6 +12,7 @@ use crate::gate::{Admitted, Gate, GateError, Input, Moment};
 use crate::memory_hash::MemoryHash;
 use crate::pci::PciBus;
 use crate::processor::{Exit, Processor};
+use crate::processors::Turn;
 use crate::scheduler::{ScheduleError, Scheduler};
 use base::{GuestTime, Position};
 use cpu::{Activity, CpuState, SavedCpu};
@@ -134,6 +135,9 @@ pub struct Machine<P> {
     memory_hash: MemoryHash,
     /// For which processors an NMI waits.
     pub(crate) nmi_held: u32,
+    /// A debugger's watch for turns, and whether it has met one.
+    pub(crate) turn_watch: Option<Turn>,
+    pub(crate) turn_met: bool,
     /// The processor that ran last.
     pub(crate) ran: u32,
     /// How far guest time may jump while the processor is halted.
@@ -156,7 +160,19 @@ impl<P: Processor> Machine<P> {
         let memory_hash = MemoryHash::new(board.memory());
         let idle_horizon = GuestTime::from_ns(u64::MAX);
         let scheduler = Scheduler::new(config.seed);
-        Ok(Self { config, board, processor, scheduler, gate, memory_hash, nmi_held: 0, ran: 0, idle_horizon })
+        Ok(Self {
+            config,
+            board,
+            processor,
+            scheduler,
+            gate,
+            memory_hash,
+            nmi_held: 0,
+            turn_watch: None,
+            turn_met: false,
+            ran: 0,
+            idle_horizon,
+        })
     }
 
     /// Puts a guest into memory and the processor at its entry, as a boot loader after firmware
@@ -302,13 +318,17 @@ impl<P: Processor> Machine<P> {
                 }
                 continue;
             }
+            if self.turn_met {
+                return Stop::Debugger;
+            }
             jumps = 0;
             let bound = self.bound(limit);
             let exit = self.processor.run(&mut self.board, bound);
             self.after_run(exit);
             match exit {
-                Exit::Limit | Exit::Halted | Exit::Pause => {}
                 Exit::Shutdown => return Stop::TripleFault,
+                _ if self.turn_met => return Stop::Debugger,
+                Exit::Limit | Exit::Halted | Exit::Pause => {}
                 // The breakpoint of one whose turn is over is met in its next turn.
                 Exit::Debugger if self.ran != self.processor.current() && !self.processor.has_hit() => {}
                 Exit::Debugger => return Stop::Debugger,
@@ -391,6 +411,7 @@ impl<P: Processor> Machine<P> {
         // First, for what it does to the one that is left.
         self.processor.select(self.board.current_cpu());
         self.ran = self.board.current_cpu();
+        self.turn_met = false;
         for (cpu, saved) in (0..).zip(&state.processors) {
             let restored = self.restored(cpu, saved)?;
             *self.processor.context_mut(cpu) = restored;

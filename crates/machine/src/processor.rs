@@ -82,7 +82,7 @@ impl Processor for cpu::Vcpu {
         self.model()
     }
     fn has_hit(&self) -> bool {
-        self.has_watch_hit()
+        self.has_watch_hits()
     }
     fn run(&mut self, bus: &mut dyn Bus, limit: Position) -> Exit {
         match self.run(bus, limit) {

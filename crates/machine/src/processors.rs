@@ -8,6 +8,15 @@ use cpu::{Activity, CpuState};
 use devices::ProcessorSignal;
 use x86::flags;
 
+/// A debugger's interest in the turns of one processor; invisible to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Stop where its turn begins.
+    BeginsOf(u32),
+    /// Stop where its turn ends, behind its last instruction.
+    EndsOf(u32),
+}
+
 /// What a processor that does not run is doing, as far as the board has to know.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Doing {
@@ -78,6 +87,17 @@ impl<P: Processor> Machine<P> {
         }
     }
 
+    /// Stops runs with [`crate::Stop::Debugger`] at turns of a processor.
+    pub fn watch_turns(&mut self, watch: Option<Turn>) {
+        self.turn_watch = watch;
+        self.turn_met = false;
+    }
+
+    /// Whether a run stopped for the turn watched, once.
+    pub fn take_turn_met(&mut self) -> bool {
+        std::mem::take(&mut self.turn_met)
+    }
+
     /// The processor that executed the last instruction, if the machine has run since it was made
     /// or restored.
     pub fn ran(&self) -> u32 {
@@ -87,6 +107,12 @@ impl<P: Processor> Machine<P> {
     fn give_turn(&mut self, runnable: u32, why: Why) {
         let (here, current) = (self.position(), self.processor.current());
         let next = self.scheduler.choose(here, current, runnable, why);
+        self.turn_met |= next != current
+            && match self.turn_watch {
+                Some(Turn::BeginsOf(cpu)) => cpu == next,
+                Some(Turn::EndsOf(cpu)) => cpu == current,
+                None => false,
+            };
         self.processor.select(next);
         self.board.set_current_cpu(next);
     }

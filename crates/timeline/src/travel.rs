@@ -61,6 +61,9 @@ pub struct Until {
     pub watches: Vec<WatchRange>,
     /// The position is reached.
     pub position: Option<Position>,
+    /// A turn of this processor. Forwards the run stops where one begins, backwards before the
+    /// last instruction of one.
+    pub turn: Option<u32>,
 }
 
 /// What was met.
@@ -70,6 +73,8 @@ pub enum Hit {
     Breakpoint(u64),
     /// An access to this byte of the watch of that number.
     Watch(usize, GuestVirt),
+    /// A turn of the processor asked for.
+    Turn,
 }
 
 /// Why a run stopped.
@@ -127,6 +132,8 @@ pub struct Travel {
     trouble: Trouble,
     end: Moment,
     watching: Watching,
+    /// Which way the run at hand goes.
+    backwards: bool,
     console: Vec<ConsoleText>,
     /// How far [`Travel::console_to`] has read.
     console_to: Position,
@@ -162,6 +169,7 @@ impl Travel {
             trouble,
             end,
             watching: Watching::default(),
+            backwards: false,
             console: Vec::new(),
             console_to: Position::START,
             branch: None,
@@ -373,7 +381,7 @@ impl Travel {
     /// # Errors
     /// As [`Travel::seek`].
     pub fn run_until(&mut self, until: &Until, interrupt: &dyn Fn() -> bool) -> Result<Pause, ReplayError> {
-        self.set(until);
+        self.set(until, false);
         self.session.machine_mut().processor_mut().pass_breakpoint(true);
         let limit = until.position.unwrap_or(Position::NEVER);
         loop {
@@ -426,8 +434,9 @@ impl Travel {
         let origin = self.origin();
         let floor = until.position.unwrap_or(origin).max(origin).min(self.position());
         let mut upper = self.position();
-        self.set(until);
-        while upper > floor && !(until.breakpoints.is_empty() && until.watches.is_empty()) {
+        self.set(until, true);
+        let wanted = Until { position: None, ..until.clone() } != Until::default();
+        while upper > floor && wanted {
             self.restore_nearest(Position::from_count(upper.count() - 1))?;
             let from = self.position();
             match self.last_hit(upper, interrupt)? {
@@ -525,7 +534,7 @@ impl Travel {
     /// As [`Travel::seek`].
     pub fn go_live(mut self) -> Result<(Session, Past), ReplayError> {
         self.end_branch()?;
-        self.set(&Until::default());
+        self.set(&Until::default(), false);
         let at = self.position();
         self.seek(at)?;
         let here = self.keeper.capture(&mut self.session);

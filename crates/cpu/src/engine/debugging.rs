@@ -100,11 +100,6 @@ impl Vcpu {
         self.debugging.watch.as_mut()?.take_hits()
     }
 
-    /// Whether an access has hit a watch that nobody has [taken](Self::take_watch_hits) yet.
-    pub fn has_watch_hit(&self) -> bool {
-        self.debugging.has_hit()
-    }
-
     /// Whether an exception or interrupt was delivered at this very position, so that the machine
     /// stands behind where a run to this position stops.
     pub fn event_delivered_here(&self) -> bool {

@@ -34,9 +34,64 @@ fn watch_range(watch: &Watchpoint) -> WatchRange {
     }
 }
 
-/// How far a run went.
-fn moved(to: Position, from: Position) -> u64 {
-    to.count().abs_diff(from.count())
+/// Goes forward by one instruction of processor `cpu`, through the turns of others.
+/// [`Pause::Position`] when it has executed one.
+fn step(
+    travel: &mut Travel,
+    cpu: u32,
+    until: &Until,
+    interrupt: &dyn Fn() -> bool,
+) -> Result<Pause, ReplayError> {
+    loop {
+        if travel.session().machine().processor().current_cpu() != cpu {
+            let pause = travel.run_until(&Until { turn: Some(cpu), ..until.clone() }, interrupt)?;
+            if pause != Pause::Hit(Hit::Turn) {
+                return Ok(pause);
+            }
+            let next = travel.session().machine().processor().linear_rip();
+            if until.breakpoints.contains(&next) {
+                return Ok(Pause::Hit(Hit::Breakpoint(next)));
+            }
+        }
+        let to = travel.position().after(1);
+        let pause = travel.run_until(&Until { position: Some(to), ..until.clone() }, interrupt)?;
+        // A step that ends where history does is a whole step.
+        let stepped = pause == Pause::Position || pause == Pause::End && travel.position() == to;
+        // Where all are halted, whoever is woken first goes on.
+        if !stepped || travel.session().machine().ran() == cpu {
+            return Ok(if stepped { Pause::Position } else { pause });
+        }
+    }
+}
+
+/// Goes back by one instruction of processor `cpu`, likewise.
+fn step_back(
+    travel: &mut Travel,
+    cpu: u32,
+    until: &Until,
+    interrupt: &dyn Fn() -> bool,
+) -> Result<Pause, ReplayError> {
+    let from = travel.position();
+    if from == Position::START {
+        return Ok(Pause::Start);
+    }
+    let to = Position::from_count(from.count() - 1);
+    let pause = travel.run_back_until(&Until { position: Some(to), ..until.clone() }, interrupt)?;
+    let arrived = matches!(pause, Pause::Position | Pause::Start) && travel.position() < from;
+    if !arrived {
+        return Ok(pause);
+    }
+    if travel.session().machine().processor().cpus() == 1 {
+        return Ok(Pause::Position);
+    }
+    // Who has executed it?
+    travel.run_until(&Until { position: Some(from), ..Until::default() }, interrupt)?;
+    if travel.session().machine().ran() == cpu {
+        travel.seek(to)?;
+        return Ok(Pause::Position);
+    }
+    let pause = travel.run_back_until(&Until { turn: Some(cpu), ..until.clone() }, interrupt)?;
+    Ok(if pause == Pause::Hit(Hit::Turn) { Pause::Position } else { pause })
 }
 
 impl History {
@@ -206,22 +261,34 @@ impl Target for History {
         direction: Direction,
         interrupt: &dyn Fn() -> bool,
     ) -> Result<Stop, TargetError> {
-        let here = self.0.position();
-        let steps = conditions.step.map(|(_, count)| count.max(1));
         let watched: Vec<Watchpoint> = conditions.watchpoints.iter().copied().collect();
         let until = Until {
             breakpoints: conditions.breakpoints.iter().map(|at| at.0).collect(),
             watches: watched.iter().map(watch_range).collect(),
-            position: steps.map(|count| match direction {
-                Direction::Forward => here.after(count),
-                Direction::Back => Position::from_count(here.count().saturating_sub(count)),
-            }),
+            ..Until::default()
         };
-        let pause = match direction {
-            Direction::Forward => self.0.run_until(&until, interrupt),
-            Direction::Back => self.0.run_back_until(&until, interrupt),
+        let pause = match (conditions.step, direction) {
+            (None, Direction::Forward) => self.0.run_until(&until, interrupt).map_err(replay)?,
+            (None, Direction::Back) => self.0.run_back_until(&until, interrupt).map_err(replay)?,
+            (Some((cpu, count)), _) => {
+                let number = self.number(cpu)?;
+                let mut pause = Pause::Position;
+                for _ in 0..count.max(1) {
+                    pause = match direction {
+                        Direction::Forward => step(&mut self.0, number, &until, interrupt),
+                        Direction::Back => step_back(&mut self.0, number, &until, interrupt),
+                    }
+                    .map_err(replay)?;
+                    if pause != Pause::Position {
+                        break;
+                    }
+                }
+                if pause == Pause::Position {
+                    return Ok(Stop { cpu, why: Stopped::Step });
+                }
+                pause
+            }
         };
-        let pause = pause.map_err(replay)?;
         let cpu = match (pause, direction) {
             // It has made the access; the next instruction may be another's.
             (Pause::Hit(Hit::Watch(..)), Direction::Forward) => self.0.session().machine().ran(),
@@ -232,13 +299,7 @@ impl Target for History {
             Pause::Hit(Hit::Watch(number, address)) => {
                 Stopped::Watchpoint { kind: watched[number].kind, address }
             }
-            Pause::Position => Stopped::Step,
-            // A step that ends where history does is a whole step.
-            Pause::Start | Pause::End
-                if steps.is_some_and(|count| moved(self.0.position(), here) == count) =>
-            {
-                Stopped::Step
-            }
+            Pause::Position | Pause::Hit(Hit::Turn) => Stopped::Step,
             Pause::Start => Stopped::Start,
             Pause::End => {
                 if let Some(over) = self.0.branch_over() {

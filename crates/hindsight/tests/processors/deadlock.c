@@ -1,5 +1,5 @@
 /* Two threads take two locks in opposite orders. */
-#define ROUNDS 300
+#define ROUNDS 4000
 
 static volatile int first, second;
 static volatile long done;

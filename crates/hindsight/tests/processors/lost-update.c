@@ -1,6 +1,6 @@
 /* Two threads add to one counter without a lock; exits with 1 if additions were lost. Without a C
  * library, so that it is small enough to travel in a command line. */
-#define ROUNDS 60000
+#define ROUNDS 30000
 
 static volatile long done;
 __asm__(".data\n.balign 8\n.globl counter\ncounter: .quad 0\n.text\n");

@@ -8,6 +8,7 @@
 use super::{Hit, Travel, Until};
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
 use cpu::{Watch, WatchHit, walk};
+use machine::Turn;
 use std::collections::BTreeSet;
 use x86::paging;
 
@@ -47,8 +48,11 @@ fn roots_of(cr3: u64) -> [u64; 2] {
 }
 
 impl Travel {
-    /// Sets breakpoints and watchpoints.
-    pub(super) fn set(&mut self, until: &Until) {
+    /// Sets breakpoints and watchpoints, and what turns are looked for, for a run this way.
+    pub(super) fn set(&mut self, until: &Until, backwards: bool) {
+        self.backwards = backwards;
+        let turn = until.turn.map(if backwards { Turn::EndsOf } else { Turn::BeginsOf });
+        self.session.machine_mut().watch_turns(turn);
         self.session.machine_mut().processor_mut().set_breakpoints(&until.breakpoints);
         let cr3 = self.session.machine().processor().state().cr3;
         self.watching.roots = roots_of(cr3);
@@ -113,9 +117,14 @@ impl Travel {
     /// was asked for.
     pub(super) fn met(&mut self) -> Option<((Position, Hit), (Position, Hit))> {
         let here = self.position();
+        let turned = self.session.machine_mut().take_turn_met();
         let processor = self.session.machine_mut().processor_mut();
         let Some((first, last)) = processor.take_watch_hits() else {
-            let hit = (here, Hit::Breakpoint(processor.linear_rip()));
+            let hit = match self.backwards {
+                true if turned => (Position::from_count(here.count().saturating_sub(1)), Hit::Turn),
+                false if turned => (here, Hit::Turn),
+                _ => (here, Hit::Breakpoint(processor.linear_rip())),
+            };
             return Some((hit, hit));
         };
         let asked = |hit: &WatchHit| hit.watch < self.watching.placed.len();
