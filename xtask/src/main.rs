@@ -6,6 +6,7 @@
 
 mod bench;
 mod ci;
+mod costs;
 mod hostile;
 mod selftests;
 mod soak;
@@ -44,6 +45,8 @@ enum Chore {
     Workloads(workloads::Options),
     /// Measure Hindsight beside native execution and QEMU
     Bench(bench::Options),
+    /// What recording and replaying cost: paired runs, medians
+    Costs(costs::Options),
     /// The same promise tested over and over: record and replay, boots, kills, damage
     Soak(soak::Options),
     /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Chore::Selftests(options) => selftests::run(&options),
         Chore::Workloads(options) => workloads::run(&options),
         Chore::Bench(options) => bench::bench(&options),
+        Chore::Costs(options) => costs::costs(&options),
         Chore::Soak(options) => soak::soak(&options),
         Chore::Tidy => tidy::tidy(),
     };

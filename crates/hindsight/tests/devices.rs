@@ -5,7 +5,7 @@ mod support;
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
 use recording::{HashCache, Recording, StateHash};
 use std::collections::BTreeMap;
-use support::{Place, facts};
+use support::{Place, facts, in_ci};
 use symbols::{Extents, Symbols};
 use timeline::{Pause, Travel, Tuning, Until, WatchRange};
 
@@ -156,5 +156,42 @@ fn thinned_checkpoints_lead_everywhere_all_the_same() {
     for at in places.iter().rev() {
         travel.seek(Position::from_count(*at)).unwrap();
         assert_eq!(hash(&mut travel), expected[at], "at {at}");
+    }
+}
+
+#[test]
+fn a_guest_on_a_network_is_travelled_in_and_its_branch_has_a_cable_of_its_own() {
+    let Some(place) = Place::new() else { return };
+    let job = "ip addr show eth0 | grep -c 'inet '; for i in 1 2 3; do echo $i | sha256sum; done; sleep 0.3";
+    let record = ["record", "--json", "--memory", "256M", "--net", "user", "--checkpoint-every", "200000000"];
+    let output = place.command(&[&record[..], &["-o", "./rec", "--", job]].concat()).output().unwrap();
+    if !output.status.success() {
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!in_ci(), "no network to test with: {told}");
+        eprintln!("skipped, there is no network to test with: {told}");
+        return;
+    }
+    let info = place.json(&["info", "./rec", "--json"], 0);
+    assert!(info["events"]["frame"].as_u64().unwrap() >= 2, "the guest got its address by frames: {info}");
+    let mut travel = open(&place, "rec");
+    let end = travel.end().count();
+    let places: Vec<u64> = (4..10).map(|n| end / 10 * n).collect();
+    let mut straight = BTreeMap::new();
+    for at in &places {
+        let until = Until { position: Some(Position::from_count(*at)), ..Until::default() };
+        travel.run_until(&until, &|| false).unwrap();
+        straight.insert(*at, hash(&mut travel));
+    }
+    let mut travel = open(&place, "rec");
+    for at in places.iter().rev() {
+        travel.seek(Position::from_count(*at)).unwrap();
+        assert_eq!(hash(&mut travel), straight[at], "at {at}");
+    }
+    // One branch whose cable leads nowhere, and one on the host's network again.
+    for (name, net) in [("none", "none"), ("user", "user")] {
+        let to = format!("./{name}");
+        let words = ["record", "--json", "--from", "./rec@92%", "--net", net, "-o", &to];
+        let branch = place.json(&words, 0);
+        assert_eq!(facts(&place.json(&["replay", "--json", &to], 0)), facts(&branch), "--net {net}");
     }
 }

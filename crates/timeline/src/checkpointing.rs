@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Instructions between checkpoints: about a guest second of work.
-pub const CHECKPOINT_EVERY: u64 = 1_000_000_000;
+/// Instructions between checkpoints: a bit more than half a guest second of work, so that from any of them
+/// the way to any position behind it takes about a second.
+pub const CHECKPOINT_EVERY: u64 = 600_000_000;
 
 /// How many checkpoints a recording gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -47,6 +47,8 @@ const CAPTURES_MAX: usize = 64;
 const CAPTURE_BYTES_MAX: usize = 1 << 30;
 /// Fewer captures than this are never given up: one could not step back any more.
 const CAPTURES_MIN: usize = 8;
+/// Their memory is counted whenever so many have been made.
+const CAPTURES_COUNTED_EVERY: u32 = 32;
 /// Most recorded checkpoints kept in memory.
 const LOADED_MAX: usize = 6;
 
@@ -118,6 +120,8 @@ pub struct Travel {
     pristine: Vec<Snapshot>,
     start: Arc<Capture>,
     captures: BTreeMap<Position, Arc<Capture>>,
+    /// How many captures were ever made.
+    captured: u32,
     /// Recorded checkpoints in memory, last used last.
     loaded: Vec<(Arc<Checkpoint>, Arc<Capture>)>,
     trouble: Trouble,
@@ -152,6 +156,7 @@ impl Travel {
             keeper,
             pristine,
             captures: BTreeMap::from([(Position::START, start.clone())]),
+            captured: 0,
             start,
             loaded: Vec::new(),
             trouble,
@@ -279,7 +284,8 @@ impl Travel {
             self.thin();
         }
         // Counting takes a while, so it is done now and then.
-        if self.captures.len().is_multiple_of(CAPTURES_MIN) {
+        self.captured = self.captured.wrapping_add(1);
+        if self.captured.is_multiple_of(CAPTURES_COUNTED_EVERY) {
             while self.captures.len() > CAPTURES_MIN && self.captured_bytes() > CAPTURE_BYTES_MAX {
                 (0..CAPTURES_MIN / 2).for_each(|_| self.thin());
             }

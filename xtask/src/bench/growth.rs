@@ -3,7 +3,7 @@
 use super::measure;
 use super::rows::{Group, Kind, Row};
 use super::script::Mark;
-use super::stats::{Bar, median};
+use super::stats::{Bar, Clock, median};
 use super::systems::{self, System};
 use super::workloads::Workloads;
 use crate::Result;
@@ -38,6 +38,8 @@ pub struct Size {
 pub struct Growth {
     short: Size,
     long: Size,
+    /// The clock of the cost per instruction.
+    clock: Clock,
 }
 
 impl Growth {
@@ -47,7 +49,8 @@ impl Growth {
     }
 
     fn ns_per_instruction(&self) -> [f64; 2] {
-        [self.short.seconds[0] / self.part() * 1e9, self.long.seconds[0] / (10.0 * self.part()) * 1e9]
+        let [short, long] = [&self.short, &self.long].map(|size| size.seconds[self.clock as usize]);
+        [short / self.part() * 1e9, long / (10.0 * self.part()) * 1e9]
     }
 
     /// The bars on growth.
@@ -82,7 +85,7 @@ impl Growth {
             text += &format!(
                 "| {name} | {:.2} | {:.2} | {ns:.3} | {:.1} | {:.0} | {:.0} | {:.0} |\n",
                 size.instructions / 1e9,
-                size.seconds[0],
+                size.seconds[self.clock as usize],
                 size.log_bytes / 1e3,
                 size.resident_beyond_ram / 1e6,
                 size.seek[0] * 1e3,
@@ -110,14 +113,14 @@ impl Growth {
 ///
 /// # Errors
 /// When a recording fails, differs on replay or cannot be travelled in.
-pub fn measure(workloads: &Workloads, quick: bool) -> Result<Growth> {
+pub fn measure(workloads: &Workloads, quick: bool, clock: Clock) -> Result<Growth> {
     let parts = if quick { 2 } else { 8 };
     let short = one(workloads, parts)?;
     let long = one(workloads, 10 * parts)?;
     if long.instructions <= short.instructions {
         return Err("growth: the longer job has not executed more instructions".to_owned());
     }
-    Ok(Growth { short, long })
+    Ok(Growth { short, long, clock })
 }
 
 fn one(workloads: &Workloads, parts: u32) -> Result<Size> {
@@ -259,7 +262,7 @@ mod tests {
             seek: [0.1, 0.2],
         };
         // A boot of 1 G instructions, and 1 G for each part of the job.
-        let growth = Growth { short: size(2.0, 2e9), long: size(21.0, 11e9) };
+        let growth = Growth { short: size(2.0, 2e9), long: size(21.0, 11e9), clock: Clock::Wall };
         let [short, long] = growth.ns_per_instruction();
         assert!((short - 2.0).abs() < 1e-9 && (long - 2.1).abs() < 1e-9);
         assert_eq!(growth.bars()[0].met(), Some(true));

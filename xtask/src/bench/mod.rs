@@ -125,7 +125,7 @@ pub fn bench(options: &Options) -> Result {
         }
     }
     if with_growth {
-        results.growth = Some(growth::measure(&workloads, options.quick)?);
+        results.growth = Some(growth::measure(&workloads, options.quick, results.clock())?);
     }
     let (table, svg) = report(&results, &host, &out)?;
     println!("{table}");

@@ -6,9 +6,10 @@
 
 mod boots;
 mod damage;
+mod gdb;
 mod kills;
 mod pairs;
-mod place;
+pub mod place;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,8 @@ pub enum Kind {
     Kills,
     /// Recordings damaged at random: an error naming file and place, or an exact replay
     Damage,
+    /// Random moves of a debugger: every stop has to be where the truth says; a round is one move
+    Gdb,
 }
 
 /// `cargo xtask soak`
@@ -80,6 +83,9 @@ impl Dice {
 pub fn soak(options: &Options) -> Result {
     let place = Place::new(options.root.clone())?;
     let _load = place::Load::begin(options.load);
+    if options.kind == Kind::Gdb {
+        return gdb::moves(options.count, options.seed);
+    }
     run(&place, options)
 }
 
@@ -99,6 +105,7 @@ fn run(place: &Place, options: &Options) -> Result {
             Kind::Boots => boots::round(place, &folder, round, &mut dice),
             Kind::Kills => kills::round(place, &folder, &mut dice),
             Kind::Damage => damage::round(place, &folder, shared.as_ref(), &mut dice),
+            Kind::Gdb => return Err("moves of a debugger are no rounds".into()),
         };
         let Outcome { name, result } = outcome;
         match result {
@@ -126,6 +133,7 @@ fn run(place: &Place, options: &Options) -> Result {
         kinds.join(", ")
     );
     if failures == 0 {
+        place.remove();
         return Ok(());
     }
     Err(format!("{failures} of {} rounds failed", options.count))

@@ -79,6 +79,10 @@ impl Place {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = target.join("soak").join(format!("{}-{number}", std::process::id()));
         fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        // A copy, so that a build beside does not exchange what is being soaked.
+        let built = program;
+        let program = folder.join("hindsight");
+        fs::copy(&built, &program).map_err(|error| format!("{}: {error}", built.display()))?;
         if let Some(root) = root.as_ref().filter(|root| !root.is_file()) {
             return Err(format!("--root {}: there is no such file", root.display()));
         }
@@ -145,15 +149,9 @@ impl Place {
         Ok(Done { status: status.code(), stdout: bytes(stdout), stderr })
     }
 
-    /// Removes the folder if nothing failed in it.
-    fn clear(&self) {
-        let _ = fs::remove_dir(&self.folder);
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.clear();
+    /// Removes the folder, once nothing in it is worth keeping.
+    pub fn remove(&self) {
+        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -14,7 +14,7 @@
 //!   should; a group of reads never admits a write;
 //! * where the span does not lie on one page of RAM, Rust executes the leader alone and execution
 //!   goes on in a block that begins behind it; a block to which this happens often is translated
-//!   again without groups ([`super::blocks::Blocks::ungroup`]);
+//!   again without groups ([`super::blocks::Blocks::refuse_group`]);
 //! * an addend is good for as long as no translation is dropped. Translations are dropped only by
 //!   Rust, and after an exit that dropped any ([`super::tlb::Tlb::drops`]) no block with groups is
 //!   resumed in its middle.

@@ -16,7 +16,7 @@ use base::Position;
 use guest::job::{self, Mode};
 use recording::{EndReason, HashCache, Manifest, Recording};
 use std::path::Path;
-use timeline::{HASH_EVERY, Past, Recorder, Replay, Session, Target, Travel, Tuning, run_live};
+use timeline::{Past, Recorder, Replay, Session, Target, Travel, Tuning, run_live};
 
 /// What the guest's job is to the console.
 #[derive(Clone, Copy)]
@@ -39,7 +39,7 @@ pub fn go_live(
     }
     let job = job_at(plan, &past, &session, &host.tuning)?;
     let wire = Wire::of(&plan.net, &plan.forwards, &host.progress)?;
-    let spacing = host.checkpoints;
+    let (spacing, hash_every) = (host.checkpoints, host.hash_every);
     let mode = job.map(|job| if job.pipe { Mode::Pipe } else { Mode::Batch });
     let last = past.last_serial_input(0).map_err(recording_failure)?;
     let mut seat = LiveSeat::new(host, mode, wire);
@@ -52,7 +52,7 @@ pub fn go_live(
         return Ok((outcome(&mut session, &seat, ended, job.is_some())?, None));
     };
     let mut recorder =
-        Recorder::begin_from(&mut session, folder, &past, HASH_EVERY).map_err(Failure::host)?;
+        Recorder::begin_from(&mut session, folder, &past, hash_every).map_err(Failure::host)?;
     if let Some(spacing) = spacing {
         let taken = recorder.take_checkpoints_from(&mut session, folder, spacing, &past);
         taken.map_err(Failure::host)?;
@@ -118,8 +118,8 @@ fn has_begun(past: &Past, tuning: &Tuning) -> Result<bool, Failure> {
         progress: Progress::new(),
         tuning: *tuning,
         checkpoints: None,
-        profile: None,
         hash_every: timeline::HASH_EVERY,
+        profile: None,
     };
     let mut audience = super::Audience::new(host, past.at());
     let result = replay.run(Target::Position(past.at()), &mut audience);
