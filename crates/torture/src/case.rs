@@ -247,8 +247,8 @@ fn task_state(tops: [u64; 5]) -> Vec<u8> {
     let mut put = |at: usize, value: u64| tss[at..at + 8].copy_from_slice(&value.to_le_bytes());
     put(4, tops[0] - 0x800);
     put(12, tops[0] - 0x400);
-    for n in 0..3 {
-        put(0x24 + 8 * n, tops[n]);
+    for (n, top) in tops.into_iter().take(3).enumerate() {
+        put(0x24 + 8 * n, top);
     }
     tss
 }
