@@ -130,7 +130,7 @@ fn unreadable_files() {
     let allow = |name: &str, mode: u32| {
         fs::set_permissions(folder.join(name), fs::Permissions::from_mode(mode)).unwrap();
     };
-    ["disk", "initrd", "short"].iter().for_each(|name| allow(name, 0o000));
+    ["disk", "initrd", "short"].into_iter().for_each(|name| allow(name, 0o000));
     if rustix::process::geteuid().is_root() {
         // Root may read everything, so somebody else tries; a copy of the program that anybody reaches.
         fs::copy(env!("CARGO_BIN_EXE_hindsight"), folder.join("hindsight")).unwrap();

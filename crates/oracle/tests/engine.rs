@@ -67,6 +67,8 @@ fn random_programs_do_in_the_engine_what_they_do_on_the_host() {
     for &mark in Mark::ALL {
         println!("{:10} {mark:?}", marks::count(mark));
     }
-    let missed: Vec<_> = Mark::ALL.iter().filter(|&&mark| marks::count(mark) == 0).collect();
+    // Programs do not reach their page tables; the engine's own tests do.
+    let reachable = Mark::ALL.iter().filter(|&&mark| mark != Mark::GroupsStale);
+    let missed: Vec<_> = reachable.filter(|&&mark| marks::count(mark) == 0).collect();
     assert!(missed.is_empty(), "paths never taken: {missed:?}");
 }

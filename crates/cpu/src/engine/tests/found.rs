@@ -228,3 +228,34 @@ fn a_breakpoint_on_a_repeated_instruction_stops_before_every_iteration() {
     }
     assert_eq!(g.run(), Exit::Halted);
 }
+
+/// A group of stores whose page becomes a page table between two of them: the second must be heard.
+#[test]
+fn a_group_does_not_outlive_the_marking_of_its_page() {
+    let mut guest = Guest::program(|a| {
+        a.mov(qword_ptr(rbx + 0x40), rax).unwrap();
+        a.mov(rcx, qword_ptr(rdx)).unwrap();
+        a.mov(qword_ptr(rbx), rdi).unwrap();
+        a.mov(rsi, qword_ptr(rdx)).unwrap();
+        a.hlt().unwrap();
+    });
+    let present = 3 | 1 << 5 | 1 << 6;
+    let (tables, region) = (0x9_0000, 0x20_0000);
+    let mut write = |at: u64, value: u64| assert!(guest.board.ram.write_u64(GuestPhys(at), value));
+    write(tables, tables + 0x1000 + present);
+    write(tables + 0x1000, tables + 0x2000 + present);
+    write(tables + 0x2000, tables + 0x3000 + present);
+    write(tables + 0x2008, tables + 0x4000 + present);
+    (0..512).for_each(|page| write(tables + 0x3000 + 8 * page, (page << 12) + present));
+    write(tables + 0x4000, DATA + present);
+    write(DATA, 1);
+    write(DATA + 0x1000, 2);
+    let state = guest.cpu.state_mut();
+    state.cr3 = tables;
+    state.gpr[gpr::RBX] = tables + 0x4000;
+    state.gpr[gpr::RDX] = region;
+    state.gpr[gpr::RDI] = DATA + 0x1000 + present;
+    assert_eq!(guest.run(), Exit::Halted);
+    assert_eq!((guest.reg(gpr::RCX), guest.reg(gpr::RSI)), (1, 2));
+    assert!(crate::marks::count(crate::marks::Mark::GroupsStale) > 0);
+}
