@@ -53,7 +53,8 @@ struct CodeEntry {
 struct SetSide {
     code: Box<[CodeSide; CODE_SLOTS]>,
     mode: Mode,
-    /// The direct-mapped tables may hold something.
+    /// The direct-mapped tables may hold something: filled from here, or by emitted code, which
+    /// fills them from the tables behind.
     used: bool,
     /// They may hold what is not global, in the kernel's own set.
     local: bool,
@@ -106,7 +107,8 @@ impl Tlb {
         tlb
     }
 
-    /// Makes sure that the set of `mode` holds translations of just that mode.
+    /// Makes sure that the set of `mode` holds translations of just that mode. To be called before
+    /// emitted code of that mode runs.
     pub fn enter_mode(&mut self, arena: &Arena, mode: Mode) {
         let set = mode.set();
         if self.sets[set].mode != mode {
@@ -115,6 +117,9 @@ impl Tlb {
             self.clear_jumps(arena, set);
             self.sets[set].mode = mode;
         }
+        // The kernel's two sets lead to each other without asking (STAC, CLAC).
+        self.sets[set].used = true;
+        self.sets[set ^ (set < 2) as usize].used = true;
     }
 
     /// Makes the tables follow a new dirty epoch: nothing may be written unnoticed.
@@ -315,8 +320,9 @@ impl Tlb {
     /// Empties the direct-mapped tables but for what all address spaces share.
     fn clear_local(&mut self, arena: &Arena) {
         for set in 0..SETS {
-            if set != 0 || self.sets[0].local {
+            if set != 0 && self.sets[set].used || self.sets[set].local {
                 self.clear_set(arena, set);
+                self.sets[set].used = false;
             }
         }
     }
@@ -387,11 +393,7 @@ impl Tlb {
 
     /// Empties the direct-mapped tables of a set.
     fn clear_set(&mut self, arena: &Arena, set: usize) {
-        let side = &mut self.sets[set];
-        if !side.used {
-            return;
-        }
-        (side.used, side.local) = (false, false);
+        self.sets[set].local = false;
         self.drops += 1;
         let tables = &mut hot(arena).sets[set];
         tables.data.iter_mut().for_each(clear_data);

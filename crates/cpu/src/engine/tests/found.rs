@@ -259,3 +259,46 @@ fn a_group_does_not_outlive_the_marking_of_its_page() {
     assert_eq!((guest.reg(gpr::RCX), guest.reg(gpr::RSI)), (1, 2));
     assert!(crate::marks::count(crate::marks::Mark::GroupsStale) > 0);
 }
+
+/// What emitted code takes from the tables kept for an address space goes when another is entered,
+/// even if the set of tables was entered by a link (STAC) and nothing was filled from Rust.
+#[test]
+fn translations_found_again_do_not_outlive_their_address_space() {
+    let (tables, far) = (0x9_0000, 1 << 20);
+    let mut guest = Guest::program(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top).unwrap();
+        for (space, sum) in [(rax, r8), (rdx, r9)] {
+            a.mov(cr3, space).unwrap();
+            a.stac().unwrap();
+            a.add(sum, qword_ptr(rbx)).unwrap();
+            // Wants the same place in the small table; so the next comes from the large one.
+            a.mov(rsi, qword_ptr(rbx + far)).unwrap();
+            a.mov(rsi, qword_ptr(rdi)).unwrap();
+            a.clac().unwrap();
+        }
+        a.dec(ebp).unwrap();
+        a.jnz(top).unwrap();
+        a.hlt().unwrap();
+    });
+    let present = 3 | 1 << 5;
+    let mut write = |at: u64, value: u64| assert!(guest.board.ram.write_u64(GuestPhys(at), value));
+    for (level, next) in [(0, 0x1000), (0x1000, 0x2000), (0x2000, 0x3000)] {
+        write(tables + level, tables + next + present);
+    }
+    for page in 0..512 {
+        let frame = if page == DATA >> 12 { page + 1 } else { page };
+        write(tables + 0x3000 + 8 * page, (frame << 12) + present);
+    }
+    write(DATA, 1);
+    write(DATA + 0x1000, 2);
+    let state = guest.cpu.state_mut();
+    state.cr4 |= cr4::SMAP;
+    state.gpr[gpr::RAX] = state.cr3;
+    state.gpr[gpr::RBX] = DATA;
+    state.gpr[gpr::RDI] = DATA;
+    state.gpr[gpr::RDX] = tables;
+    state.gpr[gpr::RBP] = 10;
+    assert_eq!(guest.run(), Exit::Halted);
+    assert_eq!((guest.reg(gpr::R8), guest.reg(gpr::R9)), (10, 20));
+}
