@@ -53,7 +53,7 @@ impl Kind {
     ];
 }
 
-/// A piece of a stage: at most [`layout::SLOT`] bytes of code.
+/// A piece of a stage: at most `layout::SLOT` bytes of code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot(pub Vec<u8>);
 
