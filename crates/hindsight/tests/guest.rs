@@ -177,6 +177,8 @@ fn what_cannot_be_replayed_is_refused_with_the_reason() {
     assert!(place.hindsight(&["replay", "./rec"]).with_status(5).stderr.contains("is gone"));
     assert_eq!(place.hindsight(&["replay", "./whole.hindsight"]).with_status(0).stdout, shown);
 
+    // With the disk back, nothing is wrong but the log.
+    fs::write(disk, vec![0x5a; 1 << 20]).unwrap();
     let log = place.path("rec/events.log");
     let mut bytes = fs::read(&log).unwrap();
     let middle = bytes.len() / 2;
