@@ -6,7 +6,8 @@
 //! | `arena`, `hot` | the memory below 2 GiB that translated code runs in and talks to |
 //! | `thunks`, `signals`, `x87` | crossing between Rust and translated code |
 //! | `asm`, `emit`, `plain`, `privileged`, `translate`, `classify` | the translator |
-//! | `blocks`, `tlb` | what is cached, and when it is dropped |
+//! | `groups`, `used` | which accesses share a check, and what instructions use |
+//! | `blocks`, `tlb`, `spaces`, `tables`, `writers` | what is cached, and when it is dropped |
 //! | `run`, `interpret`, `flow`, `bounce` | the loop, and executing one instruction from Rust |
 //! | `contexts` | several processors on one engine |
 //! | `profile` | where the host's time goes |
