@@ -15,6 +15,7 @@ mod tests;
 
 use crate::Result;
 use clap::{Args, ValueEnum};
+use dice::Dice;
 use place::{Outcome, Place};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -55,28 +56,6 @@ pub struct Options {
     /// Busy threads beside, to load the host
     #[arg(long, default_value_t = 0)]
     pub load: usize,
-}
-
-/// Numbers that follow from a seed (PCG would do as well; this needs no crate).
-pub struct Dice(u64);
-
-impl Dice {
-    /// For round `round` of a soak.
-    pub fn new(seed: u64, round: u64) -> Self {
-        let mut dice =
-            Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ round.wrapping_mul(0xd1b5_4a32_d192_ed03));
-        dice.roll(2);
-        dice
-    }
-
-    /// From 0 up to, but not including, `below`.
-    pub fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((u128::from(mixed ^ (mixed >> 31)) * u128::from(below)) >> 64) as u64
-    }
 }
 
 /// Soaks, telling each failure as it comes and the sum at the end.
