@@ -1,10 +1,11 @@
 //! A real gdb debugs the toy machine, forwards and backwards.
 
+mod driver;
 mod toy;
 
+use driver::{Talk, have_gdb, talk};
 use gdb::Ended;
 use std::fmt::Write;
-use toy::driver::{Talk, have_gdb, talk};
 use toy::{CELL, CODE, DATA, PHYSICAL, SUBROUTINE, Toy};
 
 const LENGTH: usize = 1000;

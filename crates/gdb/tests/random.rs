@@ -1,11 +1,12 @@
 //! A real gdb makes 2,000 random moves, and must always arrive where a model says.
 
+mod driver;
 mod toy;
 
 use base::Position;
 use dice::Dice;
+use driver::{have_gdb, talk};
 use std::fmt::Write;
-use toy::driver::{have_gdb, talk};
 use toy::{CELL, CODE, DATA, LOOP, SUBROUTINE, Toy};
 
 const LENGTH: usize = 3000;

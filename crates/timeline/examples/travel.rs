@@ -88,7 +88,7 @@ fn seeks(travel: &mut Travel, count: u64, dice: &mut Dice) {
 /// How far back the last writer is.
 const BACK: u64 = 100_000_000;
 /// It is somewhere within so many instructions.
-const WITHIN: u64 = 1_000_000;
+const WITHIN: u64 = 20_000_000;
 
 /// Reads by virtual address as the kernel sees it; false when not all of it is there.
 fn read(travel: &Travel, from: u64, into: &mut [u8]) -> bool {
@@ -128,19 +128,27 @@ fn leads_to(travel: &Travel, start: u64) -> (Option<GuestPhys>, u64) {
     (travel.physical(GuestVirt(start)), root)
 }
 
-/// At one position, looks for the last writers of words that changed [`BACK`] instructions ago and
-/// have not since. `place` chooses, at the position that is come back from, where the words are.
-/// `None` when all had been written later, with the value that they had.
-fn last_writer(
+/// Where words are whose last writer is looked for.
+struct Words<F> {
+    name: &'static str,
+    /// Chooses their first address and their bytes, at the position that is come back from.
+    place: F,
+    /// They have been written [`BACK`] instructions ago; else not so lately, and the search ends there:
+    /// what stands on a stack for long is rare, and what it costs is to look for it on the way.
+    written: bool,
+}
+
+/// At one position, looks for the last writers of such words. `None` when all had been written later,
+/// with the value that they had.
+fn last_writer<F: Fn(&Travel) -> (u64, usize)>(
     travel: &mut Travel,
-    name: &str,
     dice: &mut Dice,
-    place: impl Fn(&Travel) -> (u64, usize),
+    sort: &Words<F>,
 ) -> Option<(Duration, Duration)> {
     let then = dice.under(travel.end().count() - BACK - WITHIN);
     let now = then + WITHIN + BACK;
     travel.seek(at(now)).expect("a seek");
-    let (start, bytes) = place(travel);
+    let (start, bytes) = (sort.place)(travel);
     let place = leads_to(travel, start);
     let mut seen = vec![words(travel, start, bytes)];
     for earlier in [then + WITHIN, then] {
@@ -152,18 +160,20 @@ fn last_writer(
     }
     let [last, after, before] = &seen[..] else { return None };
     let mut changed: Vec<usize> = (0..last.len().min(after.len()).min(before.len()))
-        .filter(|n| last[*n] == after[*n] && after[*n] != before[*n])
+        .filter(|n| last[*n] == after[*n] && (after[*n] != before[*n]) == sort.written)
         .collect();
     for _ in 0..8.min(changed.len()) {
         let word = GuestVirt(start + 8 * changed.swap_remove(dice.below(changed.len())) as u64);
         travel.seek(at(now)).expect("a seek");
         let watch = WatchRange { start: word, bytes: 8, reads: false, writes: true };
-        let until = Until { watches: vec![watch], ..Until::default() };
+        let position = (!sort.written).then(|| at(now - BACK));
+        let until = Until { watches: vec![watch], position, ..Until::default() };
         let mut pause = Pause::Start;
         let time = timed(|| pause = travel.run_back_until(&until, &|| false).expect("a run"));
         let back = now - travel.position().count();
-        println!("last write of {name} {:#x}, from {now}: {pause:?} {back} back, {time:.1?}", word.0);
-        assert!(matches!(pause, Pause::Hit(_)) && back <= BACK + WITHIN, "the write of {word:?} was missed");
+        println!("{}, {:#x} from {now}: {pause:?} {back} back, {time:.1?}", sort.name, word.0);
+        let missed = sort.written && (!matches!(pause, Pause::Hit(_)) || back > BACK + WITHIN);
+        assert!(!missed, "the write of {word:?} was missed");
         // One that wrote what was there already is a later writer all the same.
         if back >= BACK / 2 {
             return Some(time);
@@ -172,17 +182,16 @@ fn last_writer(
     None
 }
 
-/// Tries random positions until there have been `count` writers.
-fn writers(
+/// Tries random positions until there have been `count` writers, or ten times as many tries.
+fn writers<F: Fn(&Travel) -> (u64, usize)>(
     travel: &mut Travel,
     count: u64,
-    name: &str,
     dice: &mut Dice,
-    place: impl Fn(&Travel) -> (u64, usize),
+    sort: &Words<F>,
 ) {
-    let found = (0..10 * count).filter_map(|_| last_writer(travel, name, dice, &place));
+    let found = (0..10 * count).filter_map(|_| last_writer(travel, dice, sort));
     let found = found.take(count as usize).collect();
-    spread(&format!("last writer of {name}"), found);
+    spread(&format!("last writer of {}", sort.name), found);
 }
 
 fn all_the_way(travel: &mut Travel, path: &Path) {
@@ -217,11 +226,14 @@ fn main() {
     if writer_count > 0 {
         travel.seek(at(travel.end().count() / 2)).expect("a seek");
         let kernel = variables(&travel).expect("a Linux kernel with symbols");
-        writers(&mut travel, writer_count, "a variable", &mut dice, |_| kernel);
-        writers(&mut travel, writer_count, "a word on the stack's page", &mut dice, |travel| {
+        let variable = Words { name: "a variable", place: |_: &Travel| kernel, written: true };
+        writers(&mut travel, writer_count, &mut dice, &variable);
+        let stack = |travel: &Travel| {
             let rsp = travel.session().machine().processor().state().gpr[4];
             (rsp & !(PAGE_SIZE as u64 - 1), PAGE_SIZE)
-        });
+        };
+        let hot = Words { name: "a word on the stack's page", place: stack, written: false };
+        writers(&mut travel, writer_count, &mut dice, &hot);
     }
     if count + writer_count == 0 || count > 0 && writer_count > 0 {
         all_the_way(&mut travel, path);

@@ -6,12 +6,12 @@
 
 mod boots;
 mod damage;
-mod gdb;
 mod kills;
 mod pairs;
 pub mod place;
 #[cfg(test)]
 mod tests;
+mod travelling;
 
 use crate::Result;
 use clap::{Args, ValueEnum};
@@ -33,6 +33,8 @@ pub enum Kind {
     Damage,
     /// Random moves of a debugger: every stop has to be where the truth says; a round is one move
     Gdb,
+    /// Random positions: each has to be the same state from wherever one comes; a round is one position
+    Positions,
 }
 
 /// `cargo xtask soak`
@@ -50,6 +52,9 @@ pub struct Options {
     /// without it, what needs it is left out
     #[arg(long)]
     pub root: Option<PathBuf>,
+    /// A recording to travel in; without it one is made, of a guest that boots and does a little work
+    #[arg(long)]
+    pub recording: Option<PathBuf>,
     /// Only rounds whose name begins with this, such as `gcc`
     #[arg(long)]
     pub only: Option<String>,
@@ -62,10 +67,11 @@ pub struct Options {
 pub fn soak(options: &Options) -> Result {
     let place = Place::new(options.root.clone())?;
     let _load = place::Load::begin(options.load);
-    if options.kind == Kind::Gdb {
-        return gdb::moves(options.count, options.seed);
+    match options.kind {
+        Kind::Gdb => travelling::test("random_gdb", options),
+        Kind::Positions => travelling::test("travel", options),
+        _ => run(&place, options),
     }
-    run(&place, options)
 }
 
 fn run(place: &Place, options: &Options) -> Result {
@@ -84,7 +90,7 @@ fn run(place: &Place, options: &Options) -> Result {
             Kind::Boots => boots::round(place, &folder, round, &mut dice),
             Kind::Kills => kills::round(place, &folder, &mut dice),
             Kind::Damage => damage::round(place, &folder, shared.as_ref(), &mut dice),
-            Kind::Gdb => return Err("moves of a debugger are no rounds".into()),
+            Kind::Gdb | Kind::Positions => return Err("these are tests of their own".into()),
         };
         let Outcome { name, result } = outcome;
         match result {

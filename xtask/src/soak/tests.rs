@@ -23,7 +23,7 @@ fn place() -> Option<Place> {
 
 fn share(kind: Kind, count: u64, seed: u64) {
     let Some(place) = place() else { return };
-    let options = Options { kind, count, seed, root: None, only: None, load: 0 };
+    let options = Options { kind, count, seed, root: None, recording: None, only: None, load: 0 };
     run(&place, &options).unwrap();
 }
 
