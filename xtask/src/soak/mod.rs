@@ -49,9 +49,12 @@ pub struct Options {
     /// without it, what needs it is left out
     #[arg(long)]
     pub root: Option<PathBuf>,
-    /// Only rounds whose name begins with this, such as `gcc`
-    #[arg(long)]
-    pub only: Option<String>,
+    /// Only pairs whose name begins with one of these, such as `gcc,crew`
+    #[arg(long, value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Numbers of processors for the guests of pairs and boots, which take one after the other
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub cpus: Vec<u32>,
     /// Busy threads beside, to load the host
     #[arg(long, default_value_t = 0)]
     pub load: usize,
@@ -101,8 +104,8 @@ fn run(place: &Place, options: &Options) -> Result {
         let mut dice = Dice::new(options.seed, round);
         let folder = place.folder_of_round(round)?;
         let outcome = match options.kind {
-            Kind::Pairs => pairs::round(place, &folder, options.only.as_deref(), round, &mut dice),
-            Kind::Boots => boots::round(place, &folder, round, &mut dice),
+            Kind::Pairs => pairs::round(place, &folder, options, round, &mut dice),
+            Kind::Boots => boots::round(place, &folder, &options.cpus, round, &mut dice),
             Kind::Kills => kills::round(place, &folder, &mut dice),
             Kind::Damage => damage::round(place, &folder, shared.as_ref(), &mut dice),
             Kind::Gdb => return Err("moves of a debugger are no rounds".into()),

@@ -21,6 +21,11 @@ pub struct Outcome {
     pub result: Result<Option<String>>,
 }
 
+/// What a round with `cpus` processors is called.
+pub fn named(name: &str, cpus: u32) -> String {
+    if cpus == 1 { name.to_owned() } else { format!("{name} with {cpus} CPUs") }
+}
+
 /// Where a soak runs.
 pub struct Place {
     program: PathBuf,
@@ -87,6 +92,21 @@ impl Place {
             return Err(format!("--root {}: there is no such file", root.display()));
         }
         Ok(Self { program, folder, root })
+    }
+
+    /// A program of `soak/programs`, built with the host's compiler for guests of any kind.
+    pub fn compiled(&self, name: &str) -> Result<PathBuf> {
+        let built = self.folder.join(name);
+        if built.is_file() {
+            return Ok(built);
+        }
+        let source = workspace::root().join("xtask/src/soak/programs").join(format!("{name}.c"));
+        let status = Command::new("gcc")
+            .args(["-O2", "-static", "-s", "-pthread", "-o"])
+            .args([&built, &source])
+            .status()
+            .map_err(|error| format!("gcc: {error}"))?;
+        if status.success() { Ok(built) } else { Err(format!("{} does not compile", source.display())) }
     }
 
     /// A new folder for a round. Kept when the round fails.
