@@ -10,6 +10,7 @@ mod gdb;
 mod kills;
 mod pairs;
 pub mod place;
+mod seeds;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,8 @@ pub enum Kind {
     Kills,
     /// Recordings damaged at random: an error naming file and place, or an exact replay
     Damage,
+    /// Races that `explore` finds: a failing seed has to fail each time
+    Seeds,
     /// Random moves of a debugger: every stop has to be where the truth says; a round is one move
     Gdb,
 }
@@ -96,10 +99,12 @@ fn run(place: &Place, options: &Options) -> Result {
     let begun = Instant::now();
     let mut failures = 0;
     let mut told = std::collections::BTreeMap::<String, u64>::new();
-    let shared = match options.kind {
-        Kind::Damage => Some(damage::Prepared::new(place)?),
-        _ => None,
-    };
+    let (mut to_damage, mut seeds) = (None, None);
+    match options.kind {
+        Kind::Damage => to_damage = Some(damage::Prepared::new(place)?),
+        Kind::Seeds => seeds = Some(seeds::Prepared::new(place)?),
+        _ => {}
+    }
     for round in 0..options.count {
         let mut dice = Dice::new(options.seed, round);
         let folder = place.folder_of_round(round)?;
@@ -107,7 +112,8 @@ fn run(place: &Place, options: &Options) -> Result {
             Kind::Pairs => pairs::round(place, &folder, options, round, &mut dice),
             Kind::Boots => boots::round(place, &folder, &options.cpus, round, &mut dice),
             Kind::Kills => kills::round(place, &folder, &mut dice),
-            Kind::Damage => damage::round(place, &folder, shared.as_ref(), &mut dice),
+            Kind::Damage => damage::round(place, &folder, to_damage.as_ref(), &mut dice),
+            Kind::Seeds => seeds::round(place, &folder, seeds.as_ref(), round),
             Kind::Gdb => return Err("moves of a debugger are no rounds".into()),
         };
         let Outcome { name, result } = outcome;

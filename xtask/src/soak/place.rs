@@ -122,6 +122,8 @@ impl Place {
         let mut command = Command::new(&self.program);
         command.args(words).current_dir(folder);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Recordings with a name of their own stay here as well.
+        command.env("XDG_DATA_HOME", self.folder.join("data"));
         if let Some(cache) = std::env::var_os("HINDSIGHT_TEST_CACHE") {
             command.env("XDG_CACHE_HOME", cache);
         }

@@ -55,6 +55,11 @@ fn a_share_of_several_processors() {
 }
 
 #[test]
+fn a_share_of_the_seeds() {
+    share(Kind::Seeds, 3, 17, &[1], &[]);
+}
+
+#[test]
 fn dice_follow_from_seed_and_round() {
     let rolls = |seed, round| {
         let mut dice = Dice::new(seed, round);
