@@ -9,6 +9,7 @@ mod damage;
 mod kills;
 mod pairs;
 pub mod place;
+mod seeds;
 #[cfg(test)]
 mod tests;
 mod travelling;
@@ -31,6 +32,8 @@ pub enum Kind {
     Kills,
     /// Recordings damaged at random: an error naming file and place, or an exact replay
     Damage,
+    /// Races that `explore` finds: a failing seed has to fail each time
+    Seeds,
     /// Random moves of a debugger: every stop has to be where the truth says; a round is one move
     Gdb,
     /// Random positions: each has to be the same state from wherever one comes; a round is one position
@@ -55,9 +58,12 @@ pub struct Options {
     /// A recording to travel in; without it one is made, of a guest that boots and does a little work
     #[arg(long)]
     pub recording: Option<PathBuf>,
-    /// Only rounds whose name begins with this, such as `gcc`
-    #[arg(long)]
-    pub only: Option<String>,
+    /// Only rounds whose name begins with one of these, such as `gcc,crew`
+    #[arg(long, value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Numbers of processors for the guests of pairs and boots, which take one after the other
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub cpus: Vec<u32>,
     /// Busy threads beside, to load the host
     #[arg(long, default_value_t = 0)]
     pub load: usize,
@@ -78,18 +84,21 @@ fn run(place: &Place, options: &Options) -> Result {
     let begun = Instant::now();
     let mut failures = 0;
     let mut told = std::collections::BTreeMap::<String, u64>::new();
-    let shared = match options.kind {
-        Kind::Damage => Some(damage::Prepared::new(place)?),
-        _ => None,
-    };
+    let (mut to_damage, mut seeds) = (None, None);
+    match options.kind {
+        Kind::Damage => to_damage = Some(damage::Prepared::new(place)?),
+        Kind::Seeds => seeds = Some(seeds::Prepared::new(place)?),
+        _ => {}
+    }
     for round in 0..options.count {
         let mut dice = Dice::new(options.seed, round);
         let folder = place.folder_of_round(round)?;
         let outcome = match options.kind {
-            Kind::Pairs => pairs::round(place, &folder, options.only.as_deref(), round, &mut dice),
-            Kind::Boots => boots::round(place, &folder, round, &mut dice),
+            Kind::Pairs => pairs::round(place, &folder, options, round, &mut dice),
+            Kind::Boots => boots::round(place, &folder, &options.cpus, round, &mut dice),
             Kind::Kills => kills::round(place, &folder, &mut dice),
-            Kind::Damage => damage::round(place, &folder, shared.as_ref(), &mut dice),
+            Kind::Damage => damage::round(place, &folder, to_damage.as_ref(), &mut dice),
+            Kind::Seeds => seeds::round(place, &folder, seeds.as_ref(), round),
             Kind::Gdb | Kind::Positions => return Err("these are tests of their own".into()),
         };
         let Outcome { name, result } = outcome;

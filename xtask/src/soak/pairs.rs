@@ -4,7 +4,8 @@
 //! and show the same console. It runs with other translations than the recorder had: half of the
 //! time with caches dropped at random, sometimes with a small code cache.
 
-use super::place::{Outcome, Place, free_port, type_slowly};
+use super::Options;
+use super::place::{Outcome, Place, free_port, named, type_slowly};
 use crate::Result;
 use dice::Dice;
 use serde_json::Value;
@@ -24,11 +25,23 @@ enum Mix {
     Stress,
     Curl,
     Iperf,
+    Crew,
+    Forks,
 }
 
 impl Mix {
-    const ALL: [Mix; 8] =
-        [Mix::Boot, Mix::Systemd, Mix::Session, Mix::Gcc, Mix::Redis, Mix::Stress, Mix::Curl, Mix::Iperf];
+    const ALL: [Mix; 10] = [
+        Mix::Boot,
+        Mix::Systemd,
+        Mix::Session,
+        Mix::Gcc,
+        Mix::Redis,
+        Mix::Stress,
+        Mix::Curl,
+        Mix::Iperf,
+        Mix::Crew,
+        Mix::Forks,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -40,11 +53,13 @@ impl Mix {
             Mix::Stress => "stress-ng",
             Mix::Curl => "curl",
             Mix::Iperf => "iperf3",
+            Mix::Crew => "crew",
+            Mix::Forks => "forks",
         }
     }
 
     fn needs_root(self) -> bool {
-        !matches!(self, Mix::Boot | Mix::Session)
+        !matches!(self, Mix::Boot | Mix::Session | Mix::Crew | Mix::Forks)
     }
 
     /// What runs in the guest.
@@ -80,30 +95,52 @@ impl Mix {
                  s = h.HTTPServer((\"\", 8000), h.SimpleHTTPRequestHandler); s.handle_request(); s.handle_request()'"
                 .to_owned(),
             Mix::Iperf => "echo serving; timeout 60 iperf3 -s -1 | tail -n 4".to_owned(),
+            Mix::Crew => format!(
+                "nproc; ./crew {} {} & ./crew {} {} & wait; cat /proc/interrupts",
+                n(dice, 1, 7),
+                n(dice, 8, 100),
+                n(dice, 1, 5),
+                n(dice, 8, 50)
+            ),
+            Mix::Forks => format!(
+                "nproc; for j in $(seq 1 {}); do (for i in $(seq 1 {}); do (:); done; echo $j; seq 1 {} | md5sum) & done; \
+                 wait; seq 1 {} >/tmp/a; sort -r /tmp/a | sort -n | cmp - /tmp/a && cat /proc/stat /proc/interrupts",
+                n(dice, 2, 7),
+                n(dice, 1, 30),
+                n(dice, 10, 10_000),
+                n(dice, 10, 3000)
+            ),
         }
     }
 }
 
 /// One pair.
-pub fn round(place: &Place, folder: &Path, only: Option<&str>, round: u64, dice: &mut Dice) -> Outcome {
-    let usable = |mix: &Mix| {
-        (place.root.is_some() || !mix.needs_root()) && only.is_none_or(|only| mix.name().starts_with(only))
-    };
+pub fn round(place: &Place, folder: &Path, options: &Options, round: u64, dice: &mut Dice) -> Outcome {
+    let named_so = |mix: &Mix| options.only.iter().any(|only| mix.name().starts_with(only));
+    let usable =
+        |mix: &Mix| (place.root.is_some() || !mix.needs_root()) && (options.only.is_empty() || named_so(mix));
     let mixes: Vec<Mix> = Mix::ALL.into_iter().filter(usable).collect();
     if mixes.is_empty() {
         return Outcome { name: "nothing".into(), result: Err("no kind of guest is left to choose".into()) };
     }
     let mix = mixes[(round % mixes.len() as u64) as usize];
-    Outcome { name: mix.name().to_owned(), result: pair(place, folder, mix, dice).map(|()| None) }
+    // Every kind of guest with every number of processors.
+    let cpus = options.cpus[(round as usize / mixes.len()) % options.cpus.len()];
+    Outcome { name: named(mix.name(), cpus), result: pair(place, folder, mix, cpus, dice).map(|()| None) }
 }
 
-fn pair(place: &Place, folder: &Path, mix: Mix, dice: &mut Dice) -> Result {
+fn pair(place: &Place, folder: &Path, mix: Mix, cpus: u32, dice: &mut Dice) -> Result {
     let memory = format!("{}M", 128 + 64 * dice.under(7) + if mix.needs_root() { 384 } else { 0 });
     let seed = dice.under(1 << 32).to_string();
     let clock = if dice.under(2) == 0 { "virtual" } else { "host" };
     let checkpoints = (200_000_000 + dice.under(2_000_000_000)).to_string();
     let mut words = vec!["record", "-o", "./rec", "--memory", &memory, "--seed", &seed, "--timeout", "600"];
-    words.extend(["--checkpoint-every", &checkpoints]);
+    let cpus = cpus.to_string();
+    words.extend(["--checkpoint-every", &checkpoints, "--cpus", &cpus]);
+    let crew = if mix == Mix::Crew { place.compiled("crew")?.display().to_string() } else { String::new() };
+    if mix == Mix::Crew {
+        words.extend(["--file", &crew]);
+    }
     if mix != Mix::Session || clock == "host" {
         words.extend(["--clock", if matches!(mix, Mix::Curl | Mix::Iperf) { "host" } else { clock }]);
     }
