@@ -49,4 +49,4 @@ pub use writer::{CHUNK_AGE_MAX, FLUSH_EVERY, Writer};
 
 /// The version of the on-disk format. It changes whenever an older program could misread a newer
 /// recording or the other way round.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;

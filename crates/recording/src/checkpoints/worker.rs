@@ -2,7 +2,7 @@
 
 use super::map::{ABSENT, PageMap, PageNumber, Seen};
 use super::record::{MapChange, Record, State, changes_between, in_order};
-use super::store::{Squeezed, Store, ZERO};
+use super::store::{PAGES_PER_CHUNK, Squeezed, Store, ZERO};
 use super::{Book, Checkpoint, Draft, Options, PAGE_BYTES, Page, Shared, thin};
 use crate::chunk::{ChunkAppender, Head, LogKind};
 use crate::error::Stopped;
@@ -102,20 +102,8 @@ impl Worker {
             },
         };
         let before = self.pages.end() + self.log.end();
-        let pages_failed = |e| (self.pages.path().to_owned(), e);
-        let (numbers, new) = squeeze(&shared.read().store, &draft).map_err(pages_failed)?;
-        let state = State::squeeze(&state).map_err(pages_failed)?;
-        let fresh = {
-            let path = self.pages.path().to_owned();
-            let mut book = shared.write();
-            book.store.append(&mut self.pages, draft.at, &new).map_err(|e| (path, e))?
-        };
-        let mut numbers = numbers.into_iter().map(|slot| match slot {
-            Slot::Known(number) => number,
-            Slot::New(place) => fresh[place],
-        });
-        let mut number = |present| if present { numbers.next().unwrap_or(ABSENT) } else { ABSENT };
-        let changes = in_order(draft.places.iter().map(|&(s, i, present)| (s, i, number(present))));
+        let state = State::squeeze(&state).map_err(|e| (self.pages.path().to_owned(), e))?;
+        let changes = self.take_in(shared, &draft).map_err(|e| (self.pages.path().to_owned(), e))?;
         let mut map = parent.as_ref().map_or_else(PageMap::default, |parent| parent.map.clone());
         for &(space, index, page) in &changes {
             if map.get(space, index) != page {
@@ -141,6 +129,47 @@ impl Worker {
             self.thin(shared, self.options.budget_bytes / 10 * 6)?;
         }
         Ok(())
+    }
+
+    /// Puts the pages of a draft into the store, those that are not there yet, and tells where which
+    /// page stands now. Goes a chunk's worth at a time: neither a draft's pages nor what becomes of them
+    /// are ever in memory all together.
+    fn take_in(&mut self, shared: &Shared, draft: &Draft) -> io::Result<Vec<MapChange>> {
+        let mut group: Vec<Squeezed> = Vec::with_capacity(PAGES_PER_CHUNK);
+        let mut in_group: HashMap<Digest, PageNumber> = HashMap::new();
+        let mut changes = Vec::with_capacity(draft.places.len());
+        let mut pages = draft.bytes.chunks_exact(PAGE_BYTES);
+        for &(space, index, present) in &draft.places {
+            let page = if present { pages.next() } else { None };
+            let Some(page) = page else {
+                changes.push((space, index, ABSENT));
+                continue;
+            };
+            let page: &Page = page.try_into().expect("a whole page");
+            if page.iter().all(|&b| b == 0) {
+                changes.push((space, index, ZERO));
+                continue;
+            }
+            let id = Digest::of(page);
+            let (known, next) = {
+                let store = &shared.read().store;
+                (store.find(id), store.next_number())
+            };
+            let number = known.or_else(|| in_group.get(&id).copied()).unwrap_or_else(|| {
+                let number = next.saturating_add(group.len() as PageNumber);
+                group.push(Squeezed::new(id, number, page));
+                in_group.insert(id, number);
+                number
+            });
+            changes.push((space, index, number));
+            if group.len() == PAGES_PER_CHUNK {
+                shared.write().store.append(&mut self.pages, draft.at, &group)?;
+                group.clear();
+                in_group.clear();
+            }
+        }
+        shared.write().store.append(&mut self.pages, draft.at, &group)?;
+        Ok(in_order(changes))
     }
 
     fn append_record(
@@ -234,38 +263,6 @@ impl Worker {
         let _ = std::fs::remove_file(old);
         Ok(())
     }
-}
-
-/// What a page of a draft becomes.
-enum Slot {
-    Known(PageNumber),
-    /// Its place among the new pages.
-    New(usize),
-}
-
-/// Finds which pages of a draft are new, and compresses those, without holding anything up.
-fn squeeze(store: &Store, draft: &Draft) -> io::Result<(Vec<Slot>, Vec<Squeezed>)> {
-    let mut new = Vec::new();
-    let mut among_new: HashMap<Digest, usize> = HashMap::new();
-    let mut slots = Vec::with_capacity(draft.places.len());
-    for page in draft.bytes.chunks_exact(PAGE_BYTES) {
-        let page: &Page = page.try_into().expect("a whole page");
-        if page.iter().all(|&b| b == 0) {
-            slots.push(Slot::Known(ZERO));
-            continue;
-        }
-        let id = Digest::of(page);
-        if let Some(number) = store.find(id) {
-            slots.push(Slot::Known(number));
-        } else if let Some(&place) = among_new.get(&id) {
-            slots.push(Slot::New(place));
-        } else {
-            among_new.insert(id, new.len());
-            slots.push(Slot::New(new.len()));
-            new.push(Squeezed::new(id, page)?);
-        }
-    }
-    Ok((slots, new))
 }
 
 /// Every page that a kept checkpoint, or one that somebody holds, needs.
