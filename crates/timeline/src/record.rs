@@ -2,7 +2,7 @@
 
 use crate::Session;
 use crate::branch::Past;
-use crate::checkpointing::{Checkpointer, Spacing};
+use crate::checkpointing::{CHECKPOINT_EVERY, Checkpointer, Spacing};
 use base::Position;
 use cpu::profile::{self, Work};
 use disk::DiskError;
@@ -12,8 +12,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How many instructions lie between state hashes: about a guest second of work.
-pub const HASH_EVERY: u64 = 1_000_000_000;
+/// How many instructions lie between state hashes: about a guest second of work. They fall together with
+/// every second checkpoint: to know what was written since costs the guest a miss for every page that it
+/// writes again, and is needed for both.
+pub const HASH_EVERY: u64 = 2 * CHECKPOINT_EVERY;
 
 /// How often it is noted how far a working machine is: what a killed recording lacks at most,
 /// beside what had not been flushed. The machine does not see when.
