@@ -33,7 +33,7 @@ mod writer;
 pub use bookmarks::{Bookmark, Bookmarks};
 pub use branch::{copy_checkpoints, copy_events, copy_images};
 pub use checkpoints::{
-    Change, Checkpoint, Checkpoints, Draft, Options, PAGE_BYTES, Page, SPACE_RAM, StoredPage,
+    Change, Checkpoint, Checkpoints, Draft, Options, PAGE_BYTES, Page, Pages, SPACE_RAM, StoredPage,
 };
 pub use error::{Error, Stopped};
 pub use event::{End, EndReason, Event, EventKind, PAYLOAD_MAX, StateHash};

@@ -144,7 +144,7 @@ impl Recorder {
         }
         if let Some(checkpointer) = &mut self.checkpointer {
             let _work = profile::work(Work::Checkpoint);
-            checkpointer.look(session)?;
+            checkpointer.look(session);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use super::map::{ABSENT, PageMap, PageNumber, Seen};
 use super::record::{MapChange, Record, State, changes_between, in_order};
 use super::store::{PAGES_PER_CHUNK, Squeezed, Store, ZERO};
-use super::{Book, Checkpoint, Draft, Options, PAGE_BYTES, Page, Shared, thin};
+use super::{Book, Checkpoint, Content, Draft, Options, PAGE_BYTES, Page, Shared, thin};
 use crate::chunk::{ChunkAppender, Head, LogKind};
 use crate::error::Stopped;
 use crate::id::{Digest, RecordingId};
@@ -12,12 +12,8 @@ use base::Position;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, PoisonError};
-
-/// How many draft buffers are kept for use again, and how large they may be.
-const SPARE_MAX: usize = 2;
-const SPARE_BYTES_MAX: usize = 256 << 20;
 
 pub(super) struct Job {
     pub(super) id: u64,
@@ -31,7 +27,7 @@ impl Job {
     /// A request to thin; its budget travels as the position.
     pub(super) fn thin(budget_bytes: u64) -> Self {
         let at = Position::from_count(budget_bytes);
-        let draft = Draft { at, parent: None, places: Vec::new(), bytes: Vec::new() };
+        let draft = Draft { at, parent: None, places: Vec::new(), bytes: Vec::new(), source: None };
         Self { id: Self::THIN, draft, state: Vec::new() }
     }
 }
@@ -62,7 +58,11 @@ impl Worker {
         while let Ok(job) = jobs.recv() {
             let failed = shared.progress().error.is_some();
             let result = match job {
-                _ if failed => Ok(()),
+                // What it borrows is given back before anyone is told that it is done.
+                job if failed => {
+                    drop(job);
+                    Ok(())
+                }
                 Job { id: Job::THIN, draft, .. } => self.thin(shared, draft.at.count()),
                 job => self.write(shared, job),
             };
@@ -89,7 +89,7 @@ impl Worker {
     }
 
     fn write(&mut self, shared: &Shared, job: Job) -> Result<(), Failure> {
-        let Job { id, draft, state } = job;
+        let Job { id, mut draft, state } = job;
         let parent = match draft.parent {
             None => None,
             Some(parent) => match self.recent.clone().filter(|c| c.id == parent) {
@@ -103,7 +103,7 @@ impl Worker {
         };
         let before = self.pages.end() + self.log.end();
         let state = State::squeeze(&state).map_err(|e| (self.pages.path().to_owned(), e))?;
-        let changes = self.take_in(shared, &draft).map_err(|e| (self.pages.path().to_owned(), e))?;
+        let changes = self.take_in(shared, &mut draft).map_err(|e| (self.pages.path().to_owned(), e))?;
         let mut map = parent.as_ref().map_or_else(PageMap::default, |parent| parent.map.clone());
         for &(space, index, page) in &changes {
             if map.get(space, index) != page {
@@ -124,7 +124,6 @@ impl Worker {
             book.log_bytes = self.log.end();
             book.store.bytes + book.log_bytes
         };
-        recycle(shared, draft.bytes);
         if total > self.thin_above {
             self.thin(shared, self.options.budget_bytes / 10 * 6)?;
         }
@@ -134,18 +133,26 @@ impl Worker {
     /// Puts the pages of a draft into the store, those that are not there yet, and tells where which
     /// page stands now. Goes a chunk's worth at a time: neither a draft's pages nor what becomes of them
     /// are ever in memory all together.
-    fn take_in(&mut self, shared: &Shared, draft: &Draft) -> io::Result<Vec<MapChange>> {
+    fn take_in(&mut self, shared: &Shared, draft: &mut Draft) -> io::Result<Vec<MapChange>> {
         let mut group: Vec<Squeezed> = Vec::with_capacity(PAGES_PER_CHUNK);
         let mut in_group: HashMap<Digest, PageNumber> = HashMap::new();
         let mut changes = Vec::with_capacity(draft.places.len());
         let mut pages = draft.bytes.chunks_exact(PAGE_BYTES);
-        for &(space, index, present) in &draft.places {
-            let page = if present { pages.next() } else { None };
-            let Some(page) = page else {
-                changes.push((space, index, ABSENT));
-                continue;
+        let mut fetched = [0; PAGE_BYTES];
+        for &(space, index, content) in &draft.places {
+            let page: &Page = match (content, &mut draft.source) {
+                (Content::Here, _) => {
+                    pages.next().and_then(|page| page.try_into().ok()).expect("a page each")
+                }
+                (Content::Later, Some(source)) => {
+                    source.fetch(space, index, &mut fetched)?;
+                    &fetched
+                }
+                (Content::Absent, _) | (Content::Later, None) => {
+                    changes.push((space, index, ABSENT));
+                    continue;
+                }
             };
-            let page: &Page = page.try_into().expect("a whole page");
             if page.iter().all(|&b| b == 0) {
                 changes.push((space, index, ZERO));
                 continue;
@@ -294,12 +301,4 @@ fn copy_live(book: &Book, keep: &[Arc<Checkpoint>], log: &mut ChunkAppender) -> 
         store.append(log, Position::START, &pages.map_err(io::Error::other)?)?;
     }
     Ok(store)
-}
-
-fn recycle(shared: &Shared, mut buffer: Vec<u8>) {
-    buffer.clear();
-    let mut spare = shared.spare.lock().unwrap_or_else(PoisonError::into_inner);
-    if spare.len() < SPARE_MAX && buffer.capacity() <= SPARE_BYTES_MAX {
-        spare.push(buffer);
-    }
 }
