@@ -14,7 +14,8 @@ use std::process::Stdio;
 use std::time::Duration;
 use support::{Place, facts};
 use timeline::{
-    Ended, Host, HostFailed, Recorder, Replay, ReplayStop, Spacing, Target, Travel, Tuning, Watcher, run_live,
+    Ended, Every, Host, HostFailed, Recorder, Replay, ReplayStop, Spacing, Target, Travel, Tuning, Watcher,
+    run_live,
 };
 
 const RECORD: [&str; 7] = ["record", "--json", "--memory", "256M", "--checkpoint-every", "150000000", "-o"];
@@ -119,8 +120,9 @@ fn branch(parent: &Path, at: Position, text: &'static str, folder: &Path) -> (St
     let mut travel = Travel::open(recording, &Tuning::default(), &mut HashCache::for_user()).unwrap();
     travel.seek(at).unwrap();
     let (mut session, past) = travel.go_live().unwrap();
-    let mut recorder = Recorder::begin_from(&mut session, folder, &past, 100_000_000).unwrap();
-    let spacing = Spacing { every: 100_000_000, ..Spacing::default() };
+    let mut recorder =
+        Recorder::begin_from(&mut session, folder, &past, Every::Instructions(100_000_000)).unwrap();
+    let spacing = Spacing { every: Every::Instructions(100_000_000), ..Spacing::default() };
     recorder.take_checkpoints_from(&mut session, folder, spacing, &past).unwrap();
     let typing = at.after(8_000_000);
     let mut typist = Typist { at: typing, text: Some(text), here: at, shown: String::new() };

@@ -13,6 +13,7 @@ use std::sync::Arc;
 pub const LOW_RAM_MAX: u64 = 0xc000_0000;
 /// Where RAM continues above the device hole.
 const HIGH_RAM: u64 = 1 << 32;
+const PROT_RW: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 
 /// Why guest memory could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -56,10 +57,13 @@ pub struct WatchedWrite {
     pub late: bool,
 }
 
-/// The host's mapping of RAM.
+/// The host's mapping of RAM, with a page before and behind it that nobody may touch. So an access
+/// that strays is caught, and the mapping stays what it is to whoever looks at the process.
 pub(crate) struct Mapping {
     base: *mut u8,
-    size: u64,
+    /// All of it, and how long it is.
+    reserved: *mut libc::c_void,
+    reserved_bytes: usize,
 }
 
 // SAFETY: the mapping is the process's, not a thread's; who may access what of it is the affair of
@@ -70,21 +74,28 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn new(bytes: u64) -> Result<Self, RamError> {
+        let failed = || RamError::Map { bytes, source: std::io::Error::last_os_error() };
+        let reserved_bytes = bytes as usize + 2 * PAGE_SIZE;
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
-        let base = unsafe {
+        let reserved = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                bytes as usize,
-                libc::PROT_READ | libc::PROT_WRITE,
+                reserved_bytes,
+                libc::PROT_NONE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
                 -1,
                 0,
             )
         };
-        if base == libc::MAP_FAILED {
-            return Err(RamError::Map { bytes, source: std::io::Error::last_os_error() });
+        if reserved == libc::MAP_FAILED {
+            return Err(failed());
         }
-        Ok(Self { base: base.cast(), size: bytes })
+        let mapping = Self { base: reserved.cast::<u8>().wrapping_add(PAGE_SIZE), reserved, reserved_bytes };
+        // SAFETY: inside of what was just mapped.
+        if unsafe { libc::mprotect(mapping.base.cast(), bytes as usize, PROT_RW) } != 0 {
+            return Err(failed());
+        }
+        Ok(mapping)
     }
 
     /// Copies the page with index `page`.
@@ -102,7 +113,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours and nobody uses it any more.
-        unsafe { libc::munmap(self.base.cast(), self.size as usize) };
+        unsafe { libc::munmap(self.reserved, self.reserved_bytes) };
     }
 }
 

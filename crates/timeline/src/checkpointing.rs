@@ -7,7 +7,7 @@
 use crate::branch::Past;
 use crate::capture::{Capture, disks_of};
 use crate::record::RecordError;
-use crate::{SLICE, Session};
+use crate::{Every, SLICE, Session};
 use base::Position;
 use disk::{BLOCK_SIZE, Block, Content, Snapshot};
 use machine::MachineState;
@@ -19,24 +19,21 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Instructions between checkpoints: a bit more than half a guest second of work, so that from any of them
-/// the way to any position behind it takes about a second.
-pub const CHECKPOINT_EVERY: u64 = 600_000_000;
-/// What share of that it is put off when the last one is not written yet.
+/// What share of the distance a checkpoint is put off when the last one is not written yet.
 const LATER: u64 = 16;
 
 /// How many checkpoints a recording gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spacing {
-    /// Instructions between two.
-    pub every: u64,
+    /// The distance between two.
+    pub every: Every,
     /// How much disk they may take, in bytes; beyond it they are thinned with age.
     pub budget_bytes: u64,
 }
 
 impl Default for Spacing {
     fn default() -> Self {
-        Self { every: CHECKPOINT_EVERY, budget_bytes: Options::default().budget_bytes }
+        Self { every: Every::Work, budget_bytes: Options::default().budget_bytes }
     }
 }
 
@@ -70,7 +67,7 @@ impl Pages for Borrowed {
 /// Takes checkpoints of a session that is being recorded.
 pub struct Checkpointer {
     checkpoints: Checkpoints,
-    every: u64,
+    every: Every,
     next: Position,
     parent: Option<u64>,
     /// The disks at the parent.
@@ -128,9 +125,8 @@ impl Checkpointer {
     ) -> Result<Self, RecordError> {
         let options = Options { budget_bytes: spacing.budget_bytes };
         let checkpoints = Checkpoints::create(folder, id, options)?;
-        let every = spacing.every.max(1);
-        let next = session.position().after(every);
-        Ok(Self { checkpoints, every, next, parent: None, disks: Vec::new() })
+        let next = spacing.every.next(session.position());
+        Ok(Self { checkpoints, every: spacing.every, next, parent: None, disks: Vec::new() })
     }
 
     /// Where the session has to stop next.
@@ -138,19 +134,28 @@ impl Checkpointer {
         self.next
     }
 
-    /// Takes a checkpoint if it is time and the writing thread has kept up.
-    pub fn look(&mut self, session: &mut Session) {
+    /// Whether the last one is not written yet. A late one costs nothing but time later; waiting would
+    /// stop the guest.
+    pub fn is_busy(&self) -> bool {
+        self.checkpoints.is_busy()
+    }
+
+    /// Takes a checkpoint if it is time, or `now` with [`Every::Work`], and the writing thread has
+    /// kept up.
+    pub fn look(&mut self, session: &mut Session, now: bool) {
         let at = session.position();
-        if at < self.next {
+        if !(now && self.every == Every::Work || at >= self.next) {
             return;
         }
-        // A late one costs nothing but time later; waiting would stop the guest.
-        if self.checkpoints.is_busy() || self.checkpoints.check().is_err() {
-            let soon = at.count() + self.every / LATER;
-            self.next = Position::from_count(soon / SLICE * SLICE + SLICE);
+        if let (true, Every::Instructions(count)) = (self.is_busy(), self.every) {
+            let soon = at.count().saturating_add(count / LATER);
+            self.next = Position::from_count((soon / SLICE).saturating_mul(SLICE).saturating_add(SLICE));
             return;
         }
-        self.next = at.after(self.every);
+        self.next = self.every.next(at);
+        if self.is_busy() || self.checkpoints.check().is_err() {
+            return;
+        }
         let pages = session.machine_mut().take_changed_pages();
         self.store(session, &pages);
     }
