@@ -1,6 +1,14 @@
-//! What the host's processor can do.
+//! What the host's processor can do, and whose it is.
 
+use std::arch::x86_64::__cpuid;
 use x86::HostFeatures;
+
+/// The vendor of the host's processor, as CPUID's leaf 0 spells it.
+pub fn host_vendor() -> String {
+    let leaf = __cpuid(0);
+    let text = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
+    String::from_utf8_lossy(&text).into_owned()
+}
 
 /// Asks the host's CPUID, as far as the operating system lets the features be used.
 pub fn host_features() -> HostFeatures {

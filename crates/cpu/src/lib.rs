@@ -28,7 +28,7 @@ pub use core::{Core, Flush, Intent};
 pub use engine::profile;
 pub use engine::{CpuError, Exit, PROCESSORS_MAX, Statistics, Vcpu, VcpuConfig};
 pub use fpu::{FpuKind, MXCSR_MASK, fpu_available};
-pub use host::host_features;
+pub use host::{host_features, host_vendor};
 pub use saved::{RestoreError, SavedCpu};
 pub use state::{Activity, CpuState, Fpu, SystemMsrs};
 pub use watch::{Watch, WatchHit, WatchList};

@@ -11,16 +11,11 @@ use crate::case::{Case, Mode};
 use crate::compare::faulted_in;
 use crate::outcome::{Ending, Outcome, vector};
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic};
-use std::arch::x86_64::__cpuid;
 use std::sync::LazyLock;
 
 /// Whether the host's processor is of the model's vendor.
 pub fn is_the_models() -> bool {
-    static SAME: LazyLock<bool> = LazyLock::new(|| {
-        let leaf = __cpuid(0);
-        let text = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
-        text == b"AuthenticAMD"
-    });
+    static SAME: LazyLock<bool> = LazyLock::new(|| cpu::host_vendor() == "AuthenticAMD");
     *SAME
 }
 

@@ -65,6 +65,10 @@ pub struct Guest {
     pub start_of_day_unix_ns: u64,
     /// Processor features that replay needs of its host, by their names in `/proc/cpuinfo`.
     pub host_features: Vec<String>,
+    /// Vendor of the processor it was recorded on, as CPUID spells it. Programs that depend on what
+    /// manuals leave to the processor (undefined flags, RCPPS) may go another way on another's.
+    #[serde(default)]
+    pub host_vendor: String,
     /// Everything else the machine was configured with; its meaning is the machine's.
     pub config: Value,
 }

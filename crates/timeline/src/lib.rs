@@ -42,7 +42,7 @@ pub use fault::Fault;
 pub use guest::{Card, ClockMode, DiskSpec, Guest, KernelFile, Tuning};
 pub use images::DiskOpenError;
 pub use live::{Ended, Host, HostFailed, LiveError, SLICE, Verdict, Watcher, run_live};
-pub use manifest::{Files, describe, guest_of, host_feature};
+pub use manifest::{Files, describe, foreign_processor, guest_of, host_feature};
 pub use output::Output;
 pub use record::{RecordError, Recorder};
 pub use replay::{Replay, ReplayError, ReplayStop, Target};

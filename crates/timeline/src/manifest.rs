@@ -77,6 +77,7 @@ pub fn describe(guest: &Guest, files: Files, cache: &mut HashCache) -> Result<Ma
         },
         start_of_day_unix_ns: guest.start_of_day_unix_ns,
         host_features: needed_features(&guest.model),
+        host_vendor: cpu::host_vendor(),
         config: serde_json::to_value(config).expect("plain data"),
     };
     Manifest::new(MACHINE_VERSION, guest)
@@ -171,6 +172,17 @@ fn cpuinfo_name(manual: &str) -> String {
 /// What a model needs of its host, by the names in `/proc/cpuinfo`.
 fn needed_features(model: &CpuModel) -> Vec<String> {
     model.host_missing(&HostFeatures::default()).into_iter().map(cpuinfo_name).collect()
+}
+
+/// Why a replay may differ though nothing is wrong: the processor that recorded is another vendor's.
+pub fn foreign_processor(recording: &Recording) -> Option<String> {
+    let (theirs, ours) = (&recording.manifest().guest.host_vendor, cpu::host_vendor());
+    (!theirs.is_empty() && *theirs != ours).then(|| {
+        format!(
+            "it was recorded on a processor of {theirs}, and this is one of {ours}: what manuals leave to \
+             the processor (undefined flags, RCPPS, RSQRTPS) may differ; replay it on one of {theirs}"
+        )
+    })
 }
 
 /// Whether this host has a feature that a manifest names.

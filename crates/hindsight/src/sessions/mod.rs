@@ -111,7 +111,9 @@ impl Machine for Sessions {
                     audience.clear();
                     found = finding.map_err(replay_failure)?;
                 }
-                (Exit::Diverged, Some(divergence.to_string()))
+                let foreign = timeline::foreign_processor(&recording);
+                let why = foreign.map_or_else(String::new, |why| format!("; {why}"));
+                (Exit::Diverged, Some(format!("{divergence}{why}")))
             }
             Err(error) => return Err(replay_failure(error)),
         };

@@ -49,6 +49,7 @@ pub fn guest() -> Guest {
         clock: Clock::Host,
         start_of_day_unix_ns: 1_700_000_000_000_000_000,
         host_features: vec!["avx2".into()],
+        host_vendor: "GenuineIntel".into(),
         config: serde_json::json!({"net": "user", "forward": [[8080, 80]]}),
     }
 }
