@@ -25,6 +25,7 @@ mod layout;
 mod minimise;
 mod outcome;
 mod state;
+mod vendor;
 
 pub use campaign::{Budget, Coverage, Failure, Report, campaign, campaign_of};
 pub use case::{AssembleError, Case, END_MARKER, ITEMS_MAX, Item, Link, Mode, Target};
