@@ -6,6 +6,7 @@
 
 mod bench;
 mod ci;
+mod compare;
 mod costs;
 mod hostile;
 mod selftests;
@@ -47,6 +48,8 @@ enum Chore {
     Bench(bench::Options),
     /// What recording and replaying cost: paired runs, medians
     Costs(costs::Options),
+    /// A debugging session backwards in time, beside QEMU's reverse debugging
+    Compare(compare::Options),
     /// The same promise tested over and over: record and replay, boots, kills, damage
     Soak(soak::Options),
     /// Tests of the repository itself: words, lengths, essays, the direction of dependencies
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Chore::Workloads(options) => workloads::run(&options),
         Chore::Bench(options) => bench::bench(&options),
         Chore::Costs(options) => costs::costs(&options),
+        Chore::Compare(options) => compare::compare(&options),
         Chore::Soak(options) => soak::soak(&options),
         Chore::Tidy => tidy::tidy(),
     };

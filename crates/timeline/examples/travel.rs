@@ -68,8 +68,11 @@ fn at(count: u64) -> Position {
 fn seeks(travel: &mut Travel, count: u64, dice: &mut Dice) {
     let end = travel.end().count();
     let (mut seeks, mut first, mut steps) = (Vec::new(), Vec::new(), Vec::new());
+    let mut distances = Vec::new();
     for _ in 0..count {
         let to = dice.under(end);
+        let kept = travel.checkpoints().iter().map(|kept| kept.at.count()).filter(|kept| *kept <= to).max();
+        distances.push((to - kept.unwrap_or(0)) / 1_000_000);
         seeks.push(timed(|| travel.seek(at(to)).expect("a seek")));
         for n in 0..4 {
             let until =
@@ -80,6 +83,9 @@ fn seeks(travel: &mut Travel, count: u64, dice: &mut Dice) {
             if n == 0 { first.push(time) } else { steps.push(time) }
         }
     }
+    distances.sort_unstable();
+    let (median, worst) = (distances[distances.len() / 2], distances[distances.len() - 1]);
+    println!("behind a state that is kept: median {median} M instructions, worst {worst} M");
     spread("seek", seeks);
     spread("first step back", first);
     spread("step back", steps);

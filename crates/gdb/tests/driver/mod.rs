@@ -1,5 +1,7 @@
 //! A real gdb, driven by a script.
 
+#![allow(dead_code)] // each test program uses a part
+
 use crate::toy::Toy;
 use gdb::{Address, Ended, Listener, serve, startup_script};
 use std::process::{Command, Output, Stdio};
