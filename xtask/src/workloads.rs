@@ -101,8 +101,10 @@ for i in $(seq 1 60); do
   [ $i -gt 1 ] && echo "double g$((i - 1))(double);" || echo "double g0(double x) { return x; }"
   echo "double g$i(double x) { return g$((i - 1))(f${i}_1(x)) + f${i}_12(x); }"
 done | awk '/^#include/ { n++ } { print >"f" n ".c" }'
-echo '#include <stdio.h>
-double g60(double); int main(void) { printf("%.9f\n", g60(2)); }' >main.c
+cat >main.c <<'END'
+#include <stdio.h>
+double g60(double); int main(void) { printf("%.9f\n", g60(2)); }
+END
 cat >Makefile <<'END'
 OBJECTS := $(patsubst %.c,$(OUT)/%.o,$(wildcard *.c))
 $(OUT)/program: $(OBJECTS); gcc -o $@ $^ -lm
