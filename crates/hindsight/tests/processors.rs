@@ -3,15 +3,14 @@
 //! Each test boots Debian's kernel; without it (no apt, no network) or without gcc they are skipped
 //! with a message, but never in CI. `HINDSIGHT_TEST_CACHE` names a cache folder to reuse.
 
-mod support;
+mod place;
 
 use base::GuestVirt;
+use place::{Place, facts, have, missing};
 use recording::{HashCache, Recording};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use support::{Place, facts, in_ci};
+use std::process::Command;
 use timeline::{Hit, Pause, Travel, Tuning, Until, WatchRange};
 
 /// Where programs are linked to: no other program's addresses are there.
@@ -21,19 +20,9 @@ fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/processors")
 }
 
-/// Whether a tool is there; in CI it has to be.
-fn has(tool: &str) -> bool {
-    let there = Command::new(tool).arg("--version").stdout(Stdio::null()).status().is_ok();
-    assert!(there || !in_ci(), "{tool} is missing");
-    if !there {
-        eprintln!("skipped, {tool} is missing");
-    }
-    there
-}
-
 /// A program of `tests/processors`, built for a guest, and its symbols; `None` without a compiler.
 fn program(place: &Place, name: &str) -> Option<BTreeMap<String, u64>> {
-    if !has("gcc") {
+    if !have("gcc") {
         return None;
     }
     let built = place.path(name);
@@ -141,19 +130,19 @@ fn a_deadlock_is_found_and_gdb_sees_a_thread_for_each_processor() {
         return;
     }
     let job = ["--cpus", "3", "--file", "deadlock", "--", "timeout 2 ./deadlock"];
-    place.hindsight(&[&["run"], &job[..]].concat(), 0);
+    place.hindsight(&[&["run"], &job[..]].concat()).with_status(0);
     let explore = ["explore", "--seeds", "1..200", "--stop-after", "1", "-o", "dead", "--json"];
     let report = place.json(&[&explore[..], &job].concat(), 6);
     assert_eq!(report["failing"][0]["exit_status"], 143, "timeout's: {report}");
     let recording = report["failing"][0]["recording"].as_str().unwrap();
     assert!(recording.contains("/dead-seed-"), "{recording}");
-    if !has("gdb") {
+    if !have("gdb") {
         return;
     }
-    let script = "set pagination off\nset confirm off\ninfo threads\nmonitor cpus\nstepi\nreverse-stepi\n\
+    let script = "info threads\nmonitor cpus\nstepi\nreverse-stepi\n\
         thread 2\nset $before = $rip\nstepi\nprint $_thread * 10 + ($rip != $before)\n\
         reverse-stepi\nprint $_thread * 10 + ($rip == $before)\nkill\nquit\n";
-    let told = gdb(&place, &["debug", recording, "--at", "95%"], script);
+    let (_, told) = place.debugged(&[recording, "--at", "95%"], script);
     let threads = (0..3).filter(|cpu| told.contains(&format!("CPU#{cpu}"))).count();
     let listed = (0..3).filter(|cpu| told.contains(&format!("CPU {cpu}: "))).count();
     assert_eq!((threads, listed), (3, 3), "{told}");
@@ -161,27 +150,16 @@ fn a_deadlock_is_found_and_gdb_sees_a_thread_for_each_processor() {
     assert!(told.contains("$1 = 21") && told.contains("$2 = 21"), "{told}");
 }
 
-/// What gdb tells in the course of a script.
-fn gdb(place: &Place, words: &[&str], script: &str) -> String {
-    let mut child = place.command(words).stdin(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
 #[test]
 fn a_missing_lock_of_a_kernel_module_is_found_and_gdb_walks_to_the_racing_store() {
     let Some(place) = Place::new() else { return };
-    if !["gdb", "gcc", "make"].into_iter().all(has) {
+    if !["gdb", "gcc", "make"].into_iter().all(have) {
         return;
     }
     let module = sources().join("module");
-    let built = place.command(&["guest", "module", module.to_str().unwrap()]).output().unwrap();
-    if !built.status.success() {
-        let told = String::from_utf8_lossy(&built.stderr);
-        assert!(!in_ci(), "the module is not built: {told}");
-        eprintln!("skipped, the module is not built: {told}");
-        return;
+    let built = place.hindsight(&["guest", "module", module.to_str().unwrap()]);
+    if built.status != Some(0) {
+        return missing(&format!("the module is not built: {}", built.stderr));
     }
     let work = module.join("work.sh");
     let files = ["--file", "tickets.ko", "--file", work.to_str().unwrap()];
@@ -196,11 +174,30 @@ fn a_missing_lock_of_a_kernel_module_is_found_and_gdb_walks_to_the_racing_store(
 
     let script = std::fs::read_to_string(module.join("session.gdb")).unwrap();
     let recording = failing["recording"].as_str().unwrap();
-    let told = gdb(&place, &["debug", recording, "--symbols", "tickets.ko"], &script);
+    let (_, told) = place.debugged(&[recording, "--symbols", "tickets.ko"], &script);
     // A store that takes numbers back; another processor's came between its load and it.
     assert!(told.contains("the racing store is in tickets_take: 1, and takes back: 1"), "{told}");
     assert!(told.contains("the store before is another's: 1, of this ticket or a later one: 1"), "{told}");
     assert!(told.contains("the load is the loser's: 1, of the number that both give: 1"), "{told}");
+}
+
+#[test]
+fn a_branch_of_several_processors_goes_on_as_its_parent_did_and_replays_exactly() {
+    let Some(place) = Place::new() else { return };
+    for (cpus, seed) in [("2", "0"), ("4", "23")] {
+        let parent = format!("./{cpus}");
+        let record = ["record", "-o", &parent, "--json", "--cpus", cpus, "--seed", seed];
+        let spaced = ["--checkpoint-every", "150000000", "--", WORK];
+        let recorded = place.json(&[&record[..], &spaced].concat(), 0);
+        // In the work, and while the kernel starts the other processors.
+        for at in ["97%", "30%"] {
+            let (from, branch) = (format!("{parent}@{at}"), format!("./{cpus}-{at}"));
+            let went = ["record", "-o", &branch, "--json", "--from", &from];
+            assert_eq!(facts(&place.json(&went, 0)), facts(&recorded), "{cpus} from {at}");
+            let replayed = place.json(&["replay", &branch, "--json", "--chaos", "3"], 0);
+            assert_eq!(facts(&replayed), facts(&recorded), "{cpus} from {at}");
+        }
+    }
 }
 
 #[test]
@@ -213,7 +210,7 @@ fn what_cannot_be_explored_is_refused() {
         &["explore", "-o", "a/b", "--", "true"],
         &["run", "--cpus", "17", "--", "true"],
     ] {
-        place.hindsight(words, 2);
+        place.hindsight(words).with_status(2);
     }
-    place.hindsight(&["explore", "--seeds", "3", "--cpus", "2", "--", "test $(nproc) = 2"], 0);
+    place.hindsight(&["explore", "--seeds", "3", "--cpus", "2", "--", "test $(nproc) = 2"]).with_status(0);
 }

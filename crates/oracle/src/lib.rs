@@ -16,7 +16,6 @@
 mod campaign;
 mod case;
 mod compare;
-mod dice;
 mod engine;
 mod executor;
 mod flags;
@@ -26,6 +25,7 @@ mod layout;
 mod minimise;
 mod outcome;
 mod state;
+mod vendor;
 
 pub use campaign::{Budget, Coverage, Failure, Report, campaign, campaign_of};
 pub use case::{AssembleError, Case, END_MARKER, ITEMS_MAX, Item, Link, Mode, Target};

@@ -1,8 +1,8 @@
 //! Debian's kernels booted, over and over, with other memory, seeds and clocks each time.
 
-use super::Dice;
 use super::place::{Outcome, Place, named};
 use crate::Result;
+use dice::Dice;
 use std::path::Path;
 
 /// What a healthy kernel does not say.
@@ -30,8 +30,8 @@ pub fn round(place: &Place, folder: &Path, cpus: &[u32], round: u64, dice: &mut 
 }
 
 fn boot(place: &Place, folder: &Path, kernel: &str, cpus: u32, dice: &mut Dice) -> Result {
-    let memory = format!("{}M", 192 + 64 * dice.roll(14));
-    let (seed, clock) = (dice.roll(1 << 32).to_string(), ["virtual", "host"][dice.roll(2) as usize]);
+    let memory = format!("{}M", 192 + 64 * dice.under(14));
+    let (seed, clock) = (dice.under(1 << 32).to_string(), ["virtual", "host"][dice.under(2) as usize]);
     let mut words = vec!["run", "--debian", kernel, "--memory", &memory, "--seed", &seed, "--clock", clock];
     let cpus = cpus.to_string();
     let job = "dmesg; echo; echo it is up with $(nproc)";

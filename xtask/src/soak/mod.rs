@@ -6,16 +6,17 @@
 
 mod boots;
 mod damage;
-mod gdb;
 mod kills;
 mod pairs;
 pub mod place;
 mod seeds;
 #[cfg(test)]
 mod tests;
+mod travelling;
 
 use crate::Result;
 use clap::{Args, ValueEnum};
+use dice::Dice;
 use place::{Outcome, Place};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -35,6 +36,8 @@ pub enum Kind {
     Seeds,
     /// Random moves of a debugger: every stop has to be where the truth says; a round is one move
     Gdb,
+    /// Random positions: each has to be the same state from wherever one comes; a round is one position
+    Positions,
 }
 
 /// `cargo xtask soak`
@@ -52,6 +55,9 @@ pub struct Options {
     /// without it, what needs it is left out
     #[arg(long)]
     pub root: Option<PathBuf>,
+    /// A recording to travel in; without it one is made, of a guest that boots and does a little work
+    #[arg(long)]
+    pub recording: Option<PathBuf>,
     /// Only pairs whose name begins with one of these, such as `gcc,crew`
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
@@ -63,36 +69,15 @@ pub struct Options {
     pub load: usize,
 }
 
-/// Numbers that follow from a seed (PCG would do as well; this needs no crate).
-pub struct Dice(u64);
-
-impl Dice {
-    /// For round `round` of a soak.
-    pub fn new(seed: u64, round: u64) -> Self {
-        let mut dice =
-            Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ round.wrapping_mul(0xd1b5_4a32_d192_ed03));
-        dice.roll(2);
-        dice
-    }
-
-    /// From 0 up to, but not including, `below`.
-    pub fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((u128::from(mixed ^ (mixed >> 31)) * u128::from(below)) >> 64) as u64
-    }
-}
-
 /// Soaks, telling each failure as it comes and the sum at the end.
 pub fn soak(options: &Options) -> Result {
     let place = Place::new(options.root.clone())?;
     let _load = place::Load::begin(options.load);
-    if options.kind == Kind::Gdb {
-        return gdb::moves(options.count, options.seed);
+    match options.kind {
+        Kind::Gdb => travelling::test("random_gdb", options),
+        Kind::Positions => travelling::test("travel", options),
+        _ => run(&place, options),
     }
-    run(&place, options)
 }
 
 fn run(place: &Place, options: &Options) -> Result {
@@ -114,7 +99,7 @@ fn run(place: &Place, options: &Options) -> Result {
             Kind::Kills => kills::round(place, &folder, &mut dice),
             Kind::Damage => damage::round(place, &folder, to_damage.as_ref(), &mut dice),
             Kind::Seeds => seeds::round(place, &folder, seeds.as_ref(), round),
-            Kind::Gdb => return Err("moves of a debugger are no rounds".into()),
+            Kind::Gdb | Kind::Positions => return Err("these are tests of their own".into()),
         };
         let Outcome { name, result } = outcome;
         match result {

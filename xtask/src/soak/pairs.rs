@@ -4,9 +4,10 @@
 //! and show the same console. It runs with other translations than the recorder had: half of the
 //! time with caches dropped at random, sometimes with a small code cache.
 
+use super::Options;
 use super::place::{Outcome, Place, free_port, named, type_slowly};
-use super::{Dice, Options};
 use crate::Result;
+use dice::Dice;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -63,7 +64,7 @@ impl Mix {
 
     /// What runs in the guest.
     fn job(self, dice: &mut Dice) -> String {
-        let n = |dice: &mut Dice, from: u64, to: u64| from + dice.roll(to - from);
+        let n = |dice: &mut Dice, from: u64, to: u64| from + dice.under(to - from);
         match self {
             Mix::Boot => format!(
                 "uname -a; seq 1 {} | gzip | gunzip | md5sum; dd if=/dev/urandom bs=1k count=9 2>/dev/null | md5sum; \
@@ -87,7 +88,7 @@ impl Mix {
             ),
             Mix::Stress => {
                 let kinds = ["cpu", "vm", "fork", "pipe", "switch", "mmap", "timer", "sigsegv", "matrix", "vecmath"];
-                let kind = kinds[dice.roll(kinds.len() as u64) as usize];
+                let kind = kinds[dice.under(kinds.len() as u64) as usize];
                 format!("stress-ng --verify --{kind} 2 --{kind}-ops {} 2>&1 | tail -n 4", n(dice, 5, 60))
             }
             Mix::Curl => "cd /usr/bin; echo serving; timeout 60 python3 -c 'import http.server as h; \
@@ -129,10 +130,10 @@ pub fn round(place: &Place, folder: &Path, options: &Options, round: u64, dice: 
 }
 
 fn pair(place: &Place, folder: &Path, mix: Mix, cpus: u32, dice: &mut Dice) -> Result {
-    let memory = format!("{}M", 128 + 64 * dice.roll(7) + if mix.needs_root() { 384 } else { 0 });
-    let seed = dice.roll(1 << 32).to_string();
-    let clock = if dice.roll(2) == 0 { "virtual" } else { "host" };
-    let checkpoints = (200_000_000 + dice.roll(2_000_000_000)).to_string();
+    let memory = format!("{}M", 128 + 64 * dice.under(7) + if mix.needs_root() { 384 } else { 0 });
+    let seed = dice.under(1 << 32).to_string();
+    let clock = if dice.under(2) == 0 { "virtual" } else { "host" };
+    let checkpoints = (200_000_000 + dice.under(2_000_000_000)).to_string();
     let mut words = vec!["record", "-o", "./rec", "--memory", &memory, "--seed", &seed, "--timeout", "600"];
     let cpus = cpus.to_string();
     words.extend(["--checkpoint-every", &checkpoints, "--cpus", &cpus]);
@@ -185,12 +186,12 @@ fn session(place: &Place, folder: &Path, words: &[&str], dice: &mut Dice) -> Res
         "\x03",
     ];
     let mut child = place.spawn(folder, words, Stdio::piped())?;
-    let mut pieces = vec![(Duration::from_millis(2500 + dice.roll(2000)), "set -o vi\n".to_owned())];
-    for _ in 0..4 + dice.roll(8) {
-        let line = lines[dice.roll(lines.len() as u64) as usize];
-        let (begin, end) = line.split_at(dice.roll(line.len() as u64) as usize);
-        pieces.push((Duration::from_millis(dice.roll(300)), begin.to_owned()));
-        pieces.push((Duration::from_millis(dice.roll(40)), end.to_owned()));
+    let mut pieces = vec![(Duration::from_millis(2500 + dice.under(2000)), "set -o vi\n".to_owned())];
+    for _ in 0..4 + dice.under(8) {
+        let line = lines[dice.under(lines.len() as u64) as usize];
+        let (begin, end) = line.split_at(dice.under(line.len() as u64) as usize);
+        pieces.push((Duration::from_millis(dice.under(300)), begin.to_owned()));
+        pieces.push((Duration::from_millis(dice.under(40)), end.to_owned()));
     }
     pieces.push((Duration::from_millis(300), "\npoweroff -f\n".to_owned()));
     let typist = type_slowly(&mut child, pieces);
@@ -239,12 +240,12 @@ fn served(place: &Place, folder: &Path, words: &[&str], mix: Mix, port: u16) -> 
 /// Replays and compares.
 fn replayed_the_same(place: &Place, folder: &Path, shown: &[u8], dice: &mut Dice) -> Result {
     let recorded = place.run(folder, &["info", "./rec", "--json"])?.with_status(0)?.json()?;
-    let chaos = dice.roll(1 << 20).to_string();
+    let chaos = dice.under(1 << 20).to_string();
     let mut words = vec!["replay", "./rec", "--json", "--console", "again"];
-    if dice.roll(2) == 0 {
+    if dice.under(2) == 0 {
         words.extend(["--chaos", &chaos]);
     }
-    if dice.roll(3) == 0 {
+    if dice.under(3) == 0 {
         words.extend(["--code-cache", "8M"]);
     }
     let replayed =

@@ -1,7 +1,7 @@
 //! A small share of every soak, with the tests.
 
 use super::place::Place;
-use super::{Dice, Kind, Options, run};
+use super::{Kind, Options, run};
 use crate::workspace;
 use std::sync::OnceLock;
 
@@ -24,7 +24,7 @@ fn place() -> Option<Place> {
 fn share(kind: Kind, count: u64, seed: u64, cpus: &[u32], only: &[&str]) {
     let Some(place) = place() else { return };
     let (cpus, only) = (cpus.to_vec(), only.iter().map(|only| (*only).to_owned()).collect());
-    let options = Options { kind, count, seed, root: None, only, cpus, load: 0 };
+    let options = Options { kind, count, seed, root: None, recording: None, only, cpus, load: 0 };
     run(&place, &options).unwrap();
 }
 
@@ -57,16 +57,4 @@ fn a_share_of_several_processors() {
 #[test]
 fn a_share_of_the_seeds() {
     share(Kind::Seeds, 3, 17, &[1], &[]);
-}
-
-#[test]
-fn dice_follow_from_seed_and_round() {
-    let rolls = |seed, round| {
-        let mut dice = Dice::new(seed, round);
-        (0..20).map(|_| dice.roll(1000)).collect::<Vec<_>>()
-    };
-    assert_eq!(rolls(1, 2), rolls(1, 2));
-    assert_ne!(rolls(1, 2), rolls(1, 3));
-    assert_ne!(rolls(1, 2), rolls(2, 2));
-    assert!(rolls(3, 4).iter().all(|roll| *roll < 1000));
 }

@@ -284,6 +284,11 @@ impl Asm {
         let distance = (self.code.len() - (fixup.0 + 4)) as i32;
         self.code[fixup.0..fixup.0 + 4].copy_from_slice(&distance.to_le_bytes());
     }
+    /// Resolves a jump to an address outside of this buffer.
+    pub fn bind32_to(&mut self, fixup: Fixup32, target: u32) {
+        let distance = target.wrapping_sub(self.field(fixup) + 4);
+        self.code[fixup.0..fixup.0 + 4].copy_from_slice(&distance.to_le_bytes());
+    }
     /// The address of a jump's displacement field, for patching it later.
     pub fn field(&self, fixup: Fixup32) -> u32 {
         self.origin + fixup.0 as u32

@@ -9,7 +9,8 @@
 //!   code-page table says stands behind the block's virtual page now, so a link or a jump-cache
 //!   entry never has to be undone because page tables changed.
 //!
-//! Space is handed out in order and never reclaimed singly; when the cache is full everything
+//! What runs seldom, the ways out, stands apart from the rest, so that more of what runs fits the
+//! host's caches. Space is handed out in order and never reclaimed singly; when the cache is full everything
 //! goes. A block whose guest bytes were written is unlinked from its predecessors and forgotten.
 
 use super::arena::Arena;
@@ -121,6 +122,9 @@ impl DecodedId {
 /// How often a block's shared checks may be refused before it is translated without any.
 const REFUSALS_MAX: u8 = 8;
 
+/// The part of the code cache that is for what runs seldom: so many of so many shares.
+const COLD_SHARE: (u32, u32) = (5, 16);
+
 /// The exit index that stands for a host fault.
 pub const HOST_FAULT: u32 = u32::MAX;
 
@@ -142,8 +146,9 @@ pub struct Block {
     /// See the module's head.
     pub entry: u32,
     pub checked: u32,
-    /// One past the last host byte.
+    /// One past the last host byte, here and in the cold part of the code cache.
     pub end: u32,
+    pub cold_end: u32,
     /// Start and, one more than there are instructions, their boundaries.
     pub insns: Box<[Insn]>,
     /// Guest bytes covered: where they begin in the page of `key.phys`, and how many.
@@ -179,9 +184,17 @@ impl Block {
 /// Why translated code returned to Rust.
 #[derive(Clone, Copy, Debug)]
 pub enum ExitKind {
-    /// A TLB miss: the linear address is in the given host register plus displacement.
-    /// `leads`: the check was for a group of accesses, of which this is the first.
-    Access { register: u8, displacement: i32, size: u16, write: bool, leads: bool, decoded: DecodedId },
+    /// A TLB miss: the linear address is in R10.
+    Access {
+        size: u16,
+        write: bool,
+        /// The check was for a group of accesses, of which this is the first.
+        leader: bool,
+        /// It, or another access of its instruction, is the first of a group: if Rust executes the
+        /// instruction, the others find nothing.
+        leads: bool,
+        decoded: DecodedId,
+    },
     /// A direct jump that is not linked: its target, the jump to patch, and what it jumps to now.
     Branch { target: u64, mode: Mode, field: u32, stub: u32 },
     /// An indirect jump missed the jump cache; the target is in host R10.
@@ -225,7 +238,11 @@ pub struct Blocks {
     ungrouped: HashSet<u64, BuildMix>,
     /// First address after the thunks.
     start: u32,
+    /// Where the next block and its cold part will stand.
     next: u32,
+    next_cold: u32,
+    /// Where the cold parts begin, and end.
+    cold: u32,
     end: u32,
     /// How often everything was thrown away.
     pub flushes: u64,
@@ -234,6 +251,7 @@ pub struct Blocks {
 impl Blocks {
     /// An empty cache between `start` and `end`.
     pub fn new(start: u32, end: u32) -> Self {
+        let cold = start + (end - start) / COLD_SHARE.1 * (COLD_SHARE.1 - COLD_SHARE.0);
         Self {
             list: Vec::new(),
             exits: Vec::new(),
@@ -244,19 +262,22 @@ impl Blocks {
             ungrouped: HashSet::default(),
             start,
             next: start,
+            next_cold: cold,
+            cold,
             end,
             flushes: 0,
         }
     }
 
-    /// Where the next block will stand.
-    pub fn next_address(&self) -> u32 {
-        self.next
+    /// Where the next block and its cold part will stand.
+    pub fn next_addresses(&self) -> (u32, u32) {
+        (self.next, self.next_cold)
     }
 
     /// Whether a block of any size may still be added.
     pub fn has_room(&self) -> bool {
-        self.end - self.next > 64 << 10
+        let room = (self.cold - self.next).min(self.end - self.next_cold);
+        room > 64 << 10
     }
 
     /// The block of that key.
@@ -280,10 +301,11 @@ impl Blocks {
         BlockId(self.list.len() as u32)
     }
 
-    /// Adds a block whose code has been written at [`Self::next_address`].
+    /// Adds a block whose code has been written at [`Self::next_addresses`].
     pub fn add(&mut self, block: Block) -> BlockId {
         let id = self.next_id();
         self.next = (block.end + 15) & !15;
+        self.next_cold = block.cold_end;
         for number in [Some(block.key.phys >> 12), block.second_page].into_iter().flatten() {
             let page = self.pages.entry(number).or_insert_with(|| CodePage { lines: 0, blocks: Vec::new() });
             let (offset, len) = block.covered(number);
@@ -396,6 +418,14 @@ impl Blocks {
         }
     }
 
+    /// The block whose cold part holds host address `host`.
+    pub fn at_cold(&self, host: u32) -> Option<&Block> {
+        if host < self.cold {
+            return None;
+        }
+        self.list.get(self.list.partition_point(|b| b.cold_end <= host))
+    }
+
     /// The block that holds host address `host`, and which of its instructions.
     pub fn at_host(&self, host: u32) -> Option<(BlockId, u8)> {
         let after = self.list.partition_point(|b| b.checked <= host);
@@ -416,7 +446,7 @@ impl Blocks {
         self.by_key.clear();
         self.page_ids.clear();
         self.ungrouped.clear();
-        self.next = self.start;
+        (self.next, self.next_cold) = (self.start, self.cold);
         self.flushes += 1;
         self.pages.drain().map(|(page, _)| page).collect()
     }

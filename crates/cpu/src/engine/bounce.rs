@@ -6,12 +6,13 @@
 //! stores all work. The buffer has the operand's own alignment within 64 bytes, so that the host
 //! checks alignment for us.
 
-use super::blocks::{BlockId, ExitId, HOST_FAULT};
+use super::blocks::{ExitId, HOST_FAULT};
 use super::classify::Class;
 use super::emit::{Emitter, guest_of};
 use super::flow;
 use super::hot::Field;
 use super::plain::{Rewriter, operand_size};
+use super::translate::Place;
 use super::used::Used;
 use super::vcpu::{BOUNCE_CODE_BYTES, Vcpu};
 use crate::Bus;
@@ -100,14 +101,8 @@ impl Vcpu {
         let base = self.arena.base();
         let mut exits = Vec::new();
         // The registers are the state's own, so this is translated as 64-bit code in any mode.
-        let mut e = Emitter::new(
-            self.bounce_code,
-            base,
-            self.thunks,
-            super::blocks::Mode::default(),
-            BlockId(0),
-            &mut exits,
-        );
+        let spot = Place::outside(self.bounce_code, base, self.thunks);
+        let mut e = Emitter::new(&spot, super::blocks::Mode::default(), &mut exits);
         let mut rewriter = Rewriter::new();
         let used = Used::of(info);
         let done = if memory {

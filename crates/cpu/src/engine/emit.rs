@@ -10,7 +10,12 @@
 //!             shrx rcx, r15, r15
 //!             jrcxz expired
 //!             …instructions…
-//!             …exits, out of line: mov ecx, exit; jmp thunk…
+//! ```
+//!
+//! and elsewhere, in the cold part of the code cache, so that what runs stands close together:
+//!
+//! ```text
+//!             …exits: mov ecx, exit; jmp thunk…
 //! ```
 //!
 //! A memory access behind its check:
@@ -32,6 +37,7 @@ use super::groups::{Plan, Use};
 use super::hot::{Field, code_slot, tlb_slot};
 use super::regs;
 use super::thunks::Thunks;
+use super::translate::Place;
 use crate::marks::mark;
 use iced_x86::{Instruction, Register};
 
@@ -53,6 +59,7 @@ struct Stub {
 
 enum StubKind {
     Plain(ExitKind),
+    Access(Miss),
     /// A direct jump; for side exits, how many uncounted instructions to give back.
     Branch {
         target: u64,
@@ -61,9 +68,21 @@ enum StubKind {
     },
 }
 
+/// An access whose check failed.
+#[derive(Clone, Copy)]
+struct Miss {
+    ea: Ea,
+    size: u16,
+    write: bool,
+    /// It stands for a group.
+    leader: bool,
+}
+
 /// A block being emitted.
 pub struct Emitter<'a> {
     pub asm: Asm,
+    /// What is to stand in the cold part of the code cache.
+    pub cold: Asm,
     pub mode: Mode,
     base: u32,
     thunks: Thunks,
@@ -86,32 +105,24 @@ pub struct Emitter<'a> {
 }
 
 impl<'a> Emitter<'a> {
-    /// For the block that will be number `block`, at `origin`.
-    pub fn new(
-        origin: u32,
-        base: u32,
-        thunks: Thunks,
-        mode: Mode,
-        block: BlockId,
-        exits: &'a mut Vec<Exit>,
-    ) -> Self {
-        let asm = Asm::new(origin);
-        let (plan, checks, led, held) = (Plan::new(), (0, 0), 0, None);
+    /// For the block that will be at `place`.
+    pub fn new(place: &Place, mode: Mode, exits: &'a mut Vec<Exit>) -> Self {
         Self {
-            asm,
+            asm: Asm::new(place.origin),
+            cold: Asm::new(place.cold),
             mode,
-            base,
-            thunks,
-            block,
+            base: place.base,
+            thunks: place.thunks,
+            block: place.block,
             exits,
             stubs: Vec::new(),
             insn: 0,
-            retry: origin,
+            retry: place.origin,
             two_checks: false,
-            plan,
-            checks,
-            led,
-            held,
+            plan: Plan::new(),
+            checks: (0, 0),
+            led: 0,
+            held: None,
         }
     }
 
@@ -205,12 +216,9 @@ impl<'a> Emitter<'a> {
     /// Executes this instruction in Rust, inline; translation goes on behind it.
     pub fn interpret(&mut self) {
         self.release();
-        let id = self.exit(ExitKind::Interpret { decoded: DecodedId::NONE });
-        self.leave_with(id);
-    }
-
-    fn exit(&mut self, kind: ExitKind) -> ExitId {
-        self.exit_for(self.insn, kind)
+        let id = self.exit_for(self.insn, ExitKind::Interpret { decoded: DecodedId::NONE });
+        self.asm.mov_imm(Reg::RCX, id.0 as u64);
+        self.asm.jmp(self.thunks.exit);
     }
 
     fn exit_for(&mut self, insn: u8, kind: ExitKind) -> ExitId {
@@ -220,34 +228,27 @@ impl<'a> Emitter<'a> {
     }
 
     fn leave_with(&mut self, id: ExitId) {
-        self.asm.mov_imm(Reg::RCX, id.0 as u64);
-        self.asm.jmp(self.thunks.exit);
+        self.cold.mov_imm(Reg::RCX, id.0 as u64);
+        self.cold.jmp(self.thunks.exit);
     }
 
     /// Emits the out-of-line exits; call once, last.
     pub fn finish(&mut self) -> Plan {
         for stub in std::mem::take(&mut self.stubs) {
-            self.asm.bind32(stub.from);
             match stub.kind {
-                StubKind::Plain(ExitKind::Access { register, displacement, size, write, leads, .. }) => {
-                    let ea = Ea { register: Reg(register), displacement, constant: None };
-                    self.miss(&stub, ea, size, write, leads);
+                StubKind::Access(access) => {
+                    self.asm.bind32_to(stub.from, self.cold.here());
+                    self.miss(&stub, access);
                 }
                 StubKind::Plain(kind) => {
+                    self.asm.bind32_to(stub.from, self.cold.here());
                     let id = self.exit_for(stub.insn, kind);
                     self.leave_with(id);
                 }
                 StubKind::Branch { target, mode, give_back } => {
-                    let mut field = self.asm.field(stub.from);
-                    if give_back > 0 {
-                        mark!(SideExit);
-                        let back = give_back as i32 * regs::UNIT as i32;
-                        self.asm.lea(Width::W64, regs::BUDGET, Mem::base(regs::BUDGET, back));
-                        let jump = self.asm.jmp_forward();
-                        self.asm.bind32(jump);
-                        field = self.asm.field(jump);
-                    }
-                    let stub_address = self.asm.here();
+                    let jump = self.give_back(stub.from, give_back);
+                    let (field, stub_address) = (self.asm.field(jump), self.cold.here());
+                    self.asm.bind32_to(jump, stub_address);
                     let id = self
                         .exit_for(stub.insn, ExitKind::Branch { target, mode, field, stub: stub_address });
                     self.leave_with(id);
@@ -257,19 +258,34 @@ impl<'a> Emitter<'a> {
         std::mem::take(&mut self.plan)
     }
 
-    /// On a TLB miss: the address to R10, that of the last byte to R11, and on to the search.
-    fn miss(&mut self, stub: &Stub, ea: Ea, size: u16, write: bool, leads: bool) {
-        if ea.register != Reg::R10 || ea.displacement != 0 {
-            self.asm.lea(Width::W64, Reg::R10, Mem::base(ea.register, ea.displacement));
+    /// Makes `from` give back what a side exit skips, if anything; returns the jump that then leads
+    /// out of the block. That is no cold code.
+    fn give_back(&mut self, from: Fixup32, instructions: u8) -> Fixup32 {
+        if instructions == 0 {
+            return from;
         }
-        self.asm.lea(Width::W64, Reg::R11, Mem::base(Reg::R10, size as i32 - 1));
+        mark!(SideExit);
+        self.asm.bind32(from);
+        let back = instructions as i32 * regs::UNIT as i32;
+        self.asm.lea(Width::W64, regs::BUDGET, Mem::base(regs::BUDGET, back));
+        self.asm.jmp_forward()
+    }
+
+    /// On a TLB miss: the address to R10, that of the last byte to R11, and on to the search.
+    fn miss(&mut self, stub: &Stub, access: Miss) {
+        let Miss { ea, size, write, leader } = access;
+        if ea.register != Reg::R10 || ea.displacement != 0 {
+            self.cold.lea(Width::W64, Reg::R10, Mem::base(ea.register, ea.displacement));
+        }
+        self.cold.lea(Width::W64, Reg::R11, Mem::base(Reg::R10, size as i32 - 1));
         let retry = self.field(Field::RETRY);
-        self.asm.store_imm(Width::W64, retry, stub.retry as i32);
-        let (register, decoded) = (Reg::R10.0, DecodedId::NONE);
-        let kind = ExitKind::Access { register, displacement: 0, size, write, leads, decoded };
+        self.cold.store_imm(Width::W64, retry, stub.retry as i32);
+        let planned = self.plan.get(stub.insn as usize);
+        let leads = planned.is_some_and(|uses| uses.iter().any(|u| matches!(u, Use::Leader { .. })));
+        let kind = ExitKind::Access { size, write, leader, leads, decoded: DecodedId::NONE };
         let id = self.exit_for(stub.insn, kind);
-        self.asm.mov_imm(Reg::RCX, id.0 as u64);
-        self.asm.jmp(self.thunks.search[self.mode.set()][write as usize]);
+        self.cold.mov_imm(Reg::RCX, id.0 as u64);
+        self.cold.jmp(self.thunks.search[self.mode.set()][write as usize]);
     }
 
     /// The host register holding a guest register's value, loading it into `scratch` if it has
@@ -413,17 +429,18 @@ impl<'a> Emitter<'a> {
 
     /// The TLB check proper; the addend goes to R11. With a constant address the register plus
     /// displacement is that constant.
-    fn test(&mut self, ea: Ea, size: u16, write: bool, leads: bool) {
+    fn test(&mut self, ea: Ea, size: u16, write: bool, leader: bool) {
         self.release();
         let tlb = self.table(Field::data(write));
         let (tags, addends) = (tlb + Field::TAG, tlb + Field::ADDEND);
         let reach = size as i32 - 1;
+        let miss = Miss { ea, size, write, leader };
         if let Some(value) = ea.constant {
             let slot = 8 * tlb_slot(value >> 12) as u32;
             self.asm.load(Width::W64, Reg::RCX, Mem::abs(tags + slot));
             let last = Mem::base_index(ea.register, Reg::RCX, ea.displacement + reach);
             self.asm.lea(Width::W64, Reg::RCX, last);
-            self.tag_test(ea, size, write, leads);
+            self.tag_test(miss);
             self.asm.load(Width::W64, Reg::R11, Mem::abs(addends + slot));
         } else {
             let page_source = if ea.displacement == 0 {
@@ -440,22 +457,16 @@ impl<'a> Emitter<'a> {
                 Reg::RCX,
                 Mem::base_index(ea.register, Reg::RCX, ea.displacement + reach),
             );
-            self.tag_test(ea, size, write, leads);
+            self.tag_test(miss);
             self.asm.load(Width::W64, Reg::R11, Mem::table(addends, Reg::R11));
         }
     }
 
-    fn tag_test(&mut self, ea: Ea, size: u16, write: bool, leads: bool) {
+    fn tag_test(&mut self, miss: Miss) {
         self.asm.shrx(Reg::RCX, Reg::RCX, regs::BUDGET);
         let hit = self.asm.jrcxz();
-        self.jump_out(ExitKind::Access {
-            register: ea.register.0,
-            displacement: ea.displacement,
-            size,
-            write,
-            leads,
-            decoded: DecodedId::NONE,
-        });
+        let from = self.asm.jmp_forward();
+        self.stubs.push(Stub { from, insn: self.insn, retry: self.retry, kind: StubKind::Access(miss) });
         self.asm.bind8(hit);
     }
 

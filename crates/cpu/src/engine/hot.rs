@@ -11,7 +11,7 @@ use std::mem::offset_of;
 /// Entries of a data TLB (the index is an 8-bit zero extension: the cheapest without flags).
 pub const TLB_ENTRIES: usize = 256;
 /// Slots that say which translated page stands behind a virtual page.
-pub const CODE_SLOTS: usize = 1024;
+pub const CODE_SLOTS: usize = 8192;
 /// Entries of the jump cache (the index is a 16-bit zero extension of the target).
 pub const JUMP_ENTRIES: usize = 1 << 16;
 /// Entries of a spill table.

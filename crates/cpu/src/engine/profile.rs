@@ -437,6 +437,9 @@ impl Vcpu {
     /// Turns samples of a profile into guest addresses while the blocks are there.
     pub(super) fn look_up_samples(&self) {
         look_up(|host| {
+            if let Some(block) = self.blocks.at_cold(host) {
+                return (Part::Tail, Some((block.key.virt, block.key.mode.has(Mode::USER))));
+            }
             let after = self.blocks.list.partition_point(|block| block.checked <= host);
             let Some(block) = after.checked_sub(1).map(|n| &self.blocks.list[n]) else {
                 return (Part::Door, None);

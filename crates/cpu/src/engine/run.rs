@@ -8,7 +8,7 @@ use super::interpret::{Faulted, waits_for_x87};
 use super::profile::{self, Work};
 use super::regs;
 use super::signals::{self, Running};
-use super::tlb::Mapping;
+use super::tlb::{Mapping, Touched};
 use super::translate::{Place, Translator};
 use super::vcpu::{Exit, Miss, Vcpu};
 use super::x87;
@@ -29,8 +29,8 @@ struct Wanted {
     linear: u64,
     size: usize,
     write: bool,
-    /// It stands for a group: see [`ExitKind::Access`].
-    leads: bool,
+    /// See [`ExitKind::Access`].
+    leader: bool,
 }
 
 /// What to do after an exit was handled.
@@ -348,11 +348,9 @@ impl Vcpu {
         }
         let phys = GuestPhys(key.phys);
         let Some(page) = bus.ram().page_index(phys) else { return Ok(None) };
-        let mut bytes = [0; 2 * PAGE_SIZE];
-        bytes[..PAGE_SIZE].copy_from_slice(bus.ram().page_bytes(page));
-        let mut end = PAGE_SIZE;
+        let mut joined = [0; PAGE_SIZE + 15];
         let mut second = None;
-        if Translator::crosses(key.mode, &bytes[phys.page_offset()..end]) {
+        if Translator::crosses(key.mode, &bus.ram().page_bytes(page)[phys.page_offset()..]) {
             let next = GuestVirt(GuestVirt(key.virt).page_base().0.wrapping_add(PAGE_SIZE as u64));
             let wraps = !key.mode.is64() && next.0 > u32::MAX as u64 || next.0 == 0;
             if wraps || key.mode.is64() && !paging::is_canonical(next.0) {
@@ -360,15 +358,18 @@ impl Vcpu {
             }
             let Some(next_phys) = self.code_page(bus, key.mode, next)? else { return Ok(None) };
             let Some(next_page) = bus.ram().page_index(next_phys) else { return Ok(None) };
-            bytes[PAGE_SIZE..].copy_from_slice(bus.ram().page_bytes(next_page));
+            joined[..PAGE_SIZE].copy_from_slice(bus.ram().page_bytes(page));
+            joined[PAGE_SIZE..].copy_from_slice(&bus.ram().page_bytes(next_page)[..15]);
             self.mark_code(bus, next_page);
             let id = self.blocks.page_id(next.page(), next_phys.page(), key.mode);
             second = Some((id, next_phys.page()));
-            end += 15;
         }
         self.mark_code(bus, page);
+        let bytes = if second.is_some() { &joined[..] } else { bus.ram().page_bytes(page) };
+        let (origin, cold) = self.blocks.next_addresses();
         let place = Place {
-            origin: self.blocks.next_address(),
+            origin,
+            cold,
             base: self.arena.base(),
             thunks: self.thunks,
             block: self.blocks.next_id(),
@@ -377,9 +378,10 @@ impl Vcpu {
             group: self.blocks.may_group(key.phys),
         };
         let breakpoints = &self.debugging.breakpoints;
-        let (block, code) =
-            self.translator.block(key, &bytes[..end], place, breakpoints, &mut self.blocks.exits);
+        let (block, code, cold) =
+            self.translator.block(key, bytes, place, breakpoints, &mut self.blocks.exits);
         self.arena.write_code(place.origin, &code);
+        self.arena.write_code(place.cold, &cold);
         self.statistics.blocks_translated += 1;
         Ok(Some(self.blocks.add(block)))
     }
@@ -429,9 +431,9 @@ impl Vcpu {
             // Links lead from one mode to another (STAC, CLAC): the block left says which this is.
             let mode = self.blocks.get(exit.block).key.mode;
             let next = match exit.kind {
-                ExitKind::Access { register, displacement, size, write, leads, .. } => {
-                    let linear = self.host_register(register).wrapping_add(displacement as i64 as u64);
-                    self.access(bus, mode, id, Wanted { linear, size: size as usize, write, leads })
+                ExitKind::Access { size, write, leader, .. } => {
+                    let linear = self.hot().r10;
+                    self.access(bus, mode, id, Wanted { linear, size: size as usize, write, leader })
                 }
                 ExitKind::Branch { target, mode: to, .. } => {
                     self.arrive();
@@ -502,17 +504,6 @@ impl Vcpu {
         let is64 = b.key.mode.is64();
         let state = &mut self.hot().state;
         state.rip = if is64 { virt } else { virt.wrapping_sub(state.seg[1].base) & 0xffff_ffff };
-    }
-
-    /// The guest-visible value a host register had at the exit.
-    fn host_register(&self, register: u8) -> u64 {
-        let hot = self.hot();
-        match register {
-            10 => hot.r10,
-            11 => hot.r11,
-            14 => hot.state.gpr[x86::gpr::RCX],
-            n => hot.state.gpr[n as usize],
-        }
     }
 
     fn host_fault(&mut self, bus: &mut dyn Bus) {
@@ -618,7 +609,7 @@ impl Vcpu {
     /// A TLB miss: fill and retry, or execute the instruction from Rust.
     fn access(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId, wanted: Wanted) -> Next {
         let _work = profile::work(Work::TlbMiss);
-        let Wanted { linear, size, write, leads } = wanted;
+        let Wanted { linear, size, write, leader } = wanted;
         let BlockExit { block, insn: k, .. } = self.blocks.exits[id.0 as usize];
         let virt = GuestVirt(linear);
         let crossing = virt.page_offset() + size > PAGE_SIZE;
@@ -646,7 +637,8 @@ impl Vcpu {
                     }
                     let entries = &found.entries[..found.levels];
                     let mapping = Mapping { entries, global: found.global, long };
-                    self.tlb.fill_data(&self.arena, bus.ram(), mode, write, virt, page, &mapping);
+                    let access = Touched { write, address: virt, page };
+                    self.tlb.fill_data(&self.arena, bus.ram(), mode, access, &mapping);
                     if self.groups_stale(block) {
                         self.arrive_at(block, k);
                         self.hot().budget = regs::encode_budget(self.horizon - self.state().retired);
@@ -657,7 +649,7 @@ impl Vcpu {
             }
         }
         self.arrive_at(block, k);
-        if leads && !shareable {
+        if leader && !shareable {
             mark!(GroupRefused);
             self.blocks.refuse_group(&mut self.arena, block);
         }
@@ -717,21 +709,12 @@ impl Vcpu {
             }
         };
         self.hot().state.retired += retired;
-        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
+        let BlockExit { block, insn, kind } = self.blocks.exits[id.0 as usize];
         // The leader of a group has left nothing for the others.
-        if self.leads(id) || self.groups_stale(block) {
+        if matches!(kind, ExitKind::Access { leads: true, .. }) || self.groups_stale(block) {
             return Next::Loop;
         }
         self.resume_after(bus, mode, block, insn, retired)
-    }
-
-    /// Whether any access of an exit's instruction leads a group, be it not the one that made the exit.
-    fn leads(&self, id: ExitId) -> bool {
-        let of = &self.blocks.exits[id.0 as usize];
-        // The exits of one instruction stand side by side, and it has at most two accesses.
-        let near = &self.blocks.exits[(id.0 as usize).saturating_sub(3)..];
-        let same = |exit: &&BlockExit| exit.block == of.block && exit.insn == of.insn;
-        near.iter().take(7).filter(same).any(|exit| matches!(exit.kind, ExitKind::Access { leads: true, .. }))
     }
 
     /// The instruction of an exit, decoded and classified once for all its executions.

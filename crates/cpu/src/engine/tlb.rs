@@ -29,7 +29,7 @@ use memory::{Disturbance, Marks, Ram};
 /// Index of the tables for writes in a mode set.
 const WRITE: usize = Kind::Write as usize;
 /// Entries of the tagged table of code pages.
-const CODE_ENTRIES: usize = 4096;
+const CODE_ENTRIES: usize = 16384;
 /// Pages from which on a range is dropped by giving everything a new generation.
 const LARGE_RANGE: u64 = 2048;
 
@@ -50,14 +50,47 @@ struct CodeEntry {
     set: u8,
 }
 
+/// Which slots of a table were filled, as long as they are few.
+#[derive(Default)]
+struct Filled(Vec<u16>);
+
+impl Filled {
+    const FEW: usize = 512;
+
+    fn note(&mut self, slot: usize) {
+        if self.0.len() <= Self::FEW {
+            self.0.push(slot as u16);
+        }
+    }
+
+    /// Those noted since the last time; `None` if they were too many.
+    fn take(&mut self) -> Option<std::vec::Drain<'_, u16>> {
+        if self.0.len() > Self::FEW {
+            self.0.clear();
+            return None;
+        }
+        Some(self.0.drain(..))
+    }
+}
+
 struct SetSide {
-    code: Box<[CodeSide; CODE_SLOTS]>,
+    code: Box<[CodeSide]>,
+    /// The slots of it that were filled since it was emptied, or too many.
+    filled: Filled,
     mode: Mode,
     /// The direct-mapped tables may hold something: filled from here, or by emitted code, which
     /// fills them from the tables behind.
     used: bool,
     /// They may hold what is not global, in the kernel's own set.
     local: bool,
+}
+
+/// An access whose page is in RAM.
+pub struct Touched {
+    pub write: bool,
+    pub address: GuestVirt,
+    /// Index of the RAM page.
+    pub page: usize,
 }
 
 /// A translation ready to be cached.
@@ -87,8 +120,13 @@ pub struct Tlb {
 impl Tlb {
     /// Empty tables; also makes the arena's tables empty.
     pub fn new(arena: &Arena) -> Self {
-        let code = || Box::new([CodeSide::default(); CODE_SLOTS]);
-        let side = || SetSide { code: code(), mode: Mode::default(), used: true, local: false };
+        let side = || SetSide {
+            code: vec![CodeSide::default(); CODE_SLOTS].into_boxed_slice(),
+            filled: Filled::default(),
+            mode: Mode::default(),
+            used: true,
+            local: false,
+        };
         let mut tlb = Self {
             sets: (0..SETS).map(|_| side()).collect(),
             spaces: Spaces::new(),
@@ -131,19 +169,17 @@ impl Tlb {
         self.drop_writes(arena);
     }
 
-    /// Caches the translation of the page of `address` to RAM page `page` for reads or, where the
-    /// page may be written without anyone hearing of it, for writes.
-    #[allow(clippy::too_many_arguments)]
+    /// Caches the translation behind an access for reads or, where the page may be written without
+    /// anyone hearing of it, for writes.
     pub fn fill_data(
         &mut self,
         arena: &Arena,
         ram: &mut Ram,
         mode: Mode,
-        write: bool,
-        address: GuestVirt,
-        page: usize,
+        access: Touched,
         mapping: &Mapping,
     ) {
+        let Touched { write, address, page } = access;
         self.fills += 1;
         self.note_tables(arena, ram, address, mapping);
         let marks = ram.marks(page);
@@ -204,6 +240,7 @@ impl Tlb {
         let slot = code_slot(virt_page);
         hot(arena).sets[set].code_page[slot] = id;
         self.sets[set].code[slot] = CodeSide { virt_page, phys_page };
+        self.sets[set].filled.note(slot);
         self.sets[set].used = true;
     }
 
@@ -397,7 +434,10 @@ impl Tlb {
         self.drops += 1;
         let tables = &mut hot(arena).sets[set];
         tables.data.iter_mut().for_each(clear_data);
-        tables.code_page.fill(0);
+        match self.sets[set].filled.take() {
+            Some(slots) => slots.into_iter().for_each(|slot| tables.code_page[slot as usize] = 0),
+            None => tables.code_page.fill(0),
+        }
     }
 
     /// Makes everything of one kind that is kept behind the direct-mapped tables invalid.

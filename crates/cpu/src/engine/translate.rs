@@ -67,8 +67,9 @@ pub struct Translator {
 /// Addresses the translator wires in.
 #[derive(Clone, Copy)]
 pub struct Place {
-    /// Where the block will stand.
+    /// Where the block will stand, and its cold part.
     pub origin: u32,
+    pub cold: u32,
     /// The arena's base.
     pub base: u32,
     /// The exit door.
@@ -81,6 +82,13 @@ pub struct Place {
     pub second: Option<(u32, u64)>,
     /// Whether accesses may share checks.
     pub group: bool,
+}
+
+impl Place {
+    /// For code at `origin` that belongs to no block and has no ways out of its own.
+    pub fn outside(origin: u32, base: u32, thunks: Thunks) -> Self {
+        Self { origin, cold: origin, base, thunks, block: BlockId(0), page_id: 0, second: None, group: false }
+    }
 }
 
 impl Translator {
@@ -106,7 +114,8 @@ impl Translator {
 
     /// Translates the block of `key`. `page` is what its page holds; or, with `place.second` for
     /// the one instruction that reaches into the next page, that and the next page's beginning.
-    /// Returns the block and its code. A block always has at least one instruction.
+    /// Returns the block, its code and the cold part of it. A block always has at least one
+    /// instruction.
     pub fn block(
         &mut self,
         key: BlockKey,
@@ -114,7 +123,7 @@ impl Translator {
         place: Place,
         breakpoints: &BTreeSet<u64>,
         exits: &mut Vec<Exit>,
-    ) -> (Block, Vec<u8>) {
+    ) -> (Block, Vec<u8>, Vec<u8>) {
         let group = place.group && key.mode.is64();
         self.grouping.begin();
         self.decode(key, page, if place.second.is_some() { 1 } else { key.limit }, group);
@@ -127,7 +136,7 @@ impl Translator {
         let decoded = std::mem::take(&mut self.decoded);
         let count = decoded.len() as u8;
         let grouped = self.grouping.plan(decoded.len(), &mut self.plan);
-        let mut e = Emitter::new(place.origin, place.base, place.thunks, key.mode, place.block, exits);
+        let mut e = Emitter::new(&place, key.mode, exits);
         e.follow_plan(std::mem::take(&mut self.plan));
         let (checked, entry) = e.head(key.virt, place.page_id, place.second.map(|(id, _)| id), count);
         let mut insns = Vec::with_capacity(decoded.len() + 1);
@@ -152,7 +161,8 @@ impl Translator {
         }
         self.plan = e.finish();
         let host_end = e.asm.here();
-        let code = std::mem::take(&mut e.asm.code);
+        let cold_end = e.cold.here();
+        let (code, cold) = (e.asm.code, e.cold.code);
         self.decoded = decoded;
         let block = Block {
             key,
@@ -160,6 +170,7 @@ impl Translator {
             entry,
             checked,
             end: host_end,
+            cold_end,
             insns: insns.into_boxed_slice(),
             first: first as u16,
             bytes: (end - first).max(1) as u16,
@@ -169,7 +180,7 @@ impl Translator {
             live: true,
             incoming: Vec::new(),
         };
-        (block, code)
+        (block, code, cold)
     }
 
     fn decode(&mut self, key: BlockKey, page: &[u8], limit: u8, group: bool) {
