@@ -150,7 +150,8 @@ print(N, "processors' threads agree")
 END
 python3 a.py"#;
 
-/// What keeps all processors of a guest busy.
+/// What keeps all processors of a guest busy. The kernel's own torture modules (`rcutorture`,
+/// `locktorture`) would belong here; Debian's kernels, cloud and generic, are built without them.
 fn for_all(cpus: u32, seconds: u32) -> Vec<Workload> {
     let counted = format!("test $(nproc) = {cpus}; grep -c ^processor /proc/cpuinfo; echo all are there");
     let stressed = format!(
