@@ -16,7 +16,7 @@ use crate::values::{Forward, Net, Pos};
 use guest::job::Job;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
-use timeline::{Spacing, Tuning};
+use timeline::{Every, Spacing, Tuning};
 
 /// A guest, complete and checked: every file existed and was readable a moment ago.
 #[derive(Clone, Debug)]
@@ -93,8 +93,8 @@ pub struct HostSide {
     pub tuning: Tuning,
     /// The checkpoints of a recording; `None` takes none.
     pub checkpoints: Option<Spacing>,
-    /// Instructions between state hashes of a recording.
-    pub hash_every: u64,
+    /// The distance between state hashes of a recording.
+    pub hash_every: Every,
     /// Where a profile of ourselves goes and where in the replay it begins, if one is wanted.
     pub profile: Option<(ProfileTo, Option<Pos>)>,
 }

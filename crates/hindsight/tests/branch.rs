@@ -15,7 +15,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use timeline::{
-    Ended, Host, HostFailed, Recorder, Replay, ReplayStop, Spacing, Target, Tuning, Watcher, run_live,
+    Ended, Every, Host, HostFailed, Recorder, Replay, ReplayStop, Spacing, Target, Travel, Tuning, Watcher,
+    run_live,
 };
 
 const BRANCH: [&str; 5] = ["record", "--json", "--checkpoint-every", "150000000", "-o"];
@@ -117,8 +118,9 @@ fn branch(parent: &Path, at: Position, text: &'static str, folder: &Path) -> (St
     let mut travel = open(parent);
     travel.seek(at).unwrap();
     let (mut session, past) = travel.go_live().unwrap();
-    let mut recorder = Recorder::begin_from(&mut session, folder, &past, 100_000_000).unwrap();
-    let spacing = Spacing { every: 100_000_000, ..Spacing::default() };
+    let mut recorder =
+        Recorder::begin_from(&mut session, folder, &past, Every::Instructions(100_000_000)).unwrap();
+    let spacing = Spacing { every: Every::Instructions(100_000_000), ..Spacing::default() };
     recorder.take_checkpoints_from(&mut session, folder, spacing, &past).unwrap();
     let typing = at.after(8_000_000);
     let mut typist = Typist { at: typing, text: Some(text), here: at, shown: String::new() };

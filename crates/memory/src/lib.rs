@@ -5,8 +5,10 @@
 //! **What it must never do:** know what a page holds (code, page tables, disk data), or which
 //! device or processor wrote it.
 
+mod lending;
 mod marks;
 mod ram;
 
+pub use lending::Loan;
 pub use marks::Marks;
 pub use ram::{Disturbance, LOW_RAM_MAX, Ram, RamError, WatchedWrite};

@@ -12,6 +12,8 @@ impl Marks {
     pub const CODE: Marks = Marks(1 << 1);
     /// An entry that a cached address translation came from was read from this page.
     pub const TABLE: Marks = Marks(1 << 2);
+    /// Was lent to a reader, and not written since; never together with [`Marks::DIRTY`].
+    pub const LENT: Marks = Marks(1 << 3);
     /// A debugger watches bytes of this page.
     pub const WATCHED: Marks = Marks(1 << 4);
     /// Every mark that sends a write the slow way.

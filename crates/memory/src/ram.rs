@@ -5,12 +5,15 @@
 //! (dense, from 0), which is also its place in the host mapping.
 
 use crate::Marks;
+use crate::lending::{Lent, Loan};
 use base::{GuestPhys, PAGE_SHIFT, PAGE_SIZE};
+use std::sync::Arc;
 
 /// RAM below the device hole, in bytes (3 GiB).
 pub const LOW_RAM_MAX: u64 = 0xc000_0000;
 /// Where RAM continues above the device hole.
 const HIGH_RAM: u64 = 1 << 32;
+const PROT_RW: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 
 /// Why guest memory could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +57,70 @@ pub struct WatchedWrite {
     pub late: bool,
 }
 
+/// The host's mapping of RAM, with a page before and behind it that nobody may touch. So an access
+/// that strays is caught, and the mapping stays what it is to whoever looks at the process.
+pub(crate) struct Mapping {
+    base: *mut u8,
+    /// All of it, and how long it is.
+    reserved: *mut libc::c_void,
+    reserved_bytes: usize,
+}
+
+// SAFETY: the mapping is the process's, not a thread's; who may access what of it is the affair of
+// `Ram` and `Loan`.
+unsafe impl Send for Mapping {}
+// SAFETY: likewise; nothing here changes behind a shared reference but the mapped bytes.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(bytes: u64) -> Result<Self, RamError> {
+        let failed = || RamError::Map { bytes, source: std::io::Error::last_os_error() };
+        let reserved_bytes = bytes as usize + 2 * PAGE_SIZE;
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
+        let reserved = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                reserved_bytes,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if reserved == libc::MAP_FAILED {
+            return Err(failed());
+        }
+        let mapping = Self { base: reserved.cast::<u8>().wrapping_add(PAGE_SIZE), reserved, reserved_bytes };
+        // SAFETY: inside of what was just mapped.
+        if unsafe { libc::mprotect(mapping.base.cast(), bytes as usize, PROT_RW) } != 0 {
+            return Err(failed());
+        }
+        Ok(mapping)
+    }
+
+    /// Copies the page with index `page`.
+    ///
+    /// # Safety
+    /// It lies in the mapping, and nobody writes it meanwhile.
+    pub(crate) unsafe fn copy_page(&self, page: usize, into: &mut [u8; PAGE_SIZE]) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.base.add(page << PAGE_SHIFT), into.as_mut_ptr(), PAGE_SIZE)
+        };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and nobody uses it any more.
+        unsafe { libc::munmap(self.reserved, self.reserved_bytes) };
+    }
+}
+
 /// Guest RAM. Bytes outside of it do not exist here: every access says whether it succeeded.
 pub struct Ram {
-    base: *mut u8,
+    /// Shared with a loan, which may outlive us.
+    mapping: Arc<Mapping>,
     size: u64,
     marks: Vec<Marks>,
     dirty: Vec<u32>,
@@ -64,11 +128,9 @@ pub struct Ram {
     disturbances: Vec<Disturbance>,
     watched: Vec<WatchedWrite>,
     late: bool,
+    /// The other side of the last loan.
+    lent: Option<Arc<Lent>>,
 }
-
-// SAFETY: `base` is an exclusively owned mapping; all access goes through `&self`/`&mut self`, and
-// the processors that hold raw page pointers run only while the owner of the `Ram` lets them.
-unsafe impl Send for Ram {}
 
 impl Ram {
     /// Zeroed RAM of `bytes` (a positive multiple of the page size), with every page clean.
@@ -76,23 +138,9 @@ impl Ram {
         if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE as u64) || bytes > 1 << 46 {
             return Err(RamError::Size(bytes));
         }
-        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes as usize,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(RamError::Map { bytes, source: std::io::Error::last_os_error() });
-        }
         let pages = (bytes >> PAGE_SHIFT) as usize;
         Ok(Self {
-            base: base.cast(),
+            mapping: Arc::new(Mapping::new(bytes)?),
             size: bytes,
             marks: vec![Marks::default(); pages],
             dirty: Vec::new(),
@@ -100,6 +148,7 @@ impl Ram {
             disturbances: Vec::new(),
             watched: Vec::new(),
             late: false,
+            lent: None,
         })
     }
 
@@ -148,7 +197,7 @@ impl Ram {
     pub fn host_page(&self, page: usize) -> *mut u8 {
         assert!(page < self.marks.len());
         // SAFETY: in bounds of the mapping, just checked.
-        unsafe { self.base.add(page << PAGE_SHIFT) }
+        unsafe { self.mapping.base.add(page << PAGE_SHIFT) }
     }
 
     /// The bytes of a page.
@@ -289,9 +338,41 @@ impl Ram {
     #[inline]
     pub fn mark_dirty(&mut self, page: usize) {
         if !self.marks[page].any(Marks::DIRTY) {
+            if self.marks[page].any(Marks::LENT) {
+                self.keep(page);
+            }
             self.marks[page] = self.marks[page].with(Marks::DIRTY);
             self.dirty.push(page as u32);
         }
+    }
+
+    /// Copies a lent page before it is written.
+    #[cold]
+    fn keep(&mut self, page: usize) {
+        self.marks[page] = self.marks[page].without(Marks::LENT);
+        if let Some(lent) = &self.lent {
+            lent.keep(page, self.page_bytes(page));
+        }
+    }
+
+    /// Lends pages to another thread, which will read them as they are now whatever is written
+    /// meanwhile. Cheapest at the beginning of an epoch: pages written in this one are copied at once,
+    /// as their next write will not be noticed. `None` while an earlier loan is not given back.
+    pub fn lend(&mut self, pages: &[u32]) -> Option<Loan> {
+        if self.lent.as_ref().is_some_and(|lent| Arc::strong_count(lent) > 1) {
+            return None;
+        }
+        let lent = Arc::new(Lent::new(self.pages()));
+        for page in pages.iter().map(|page| *page as usize) {
+            lent.add(page);
+            if self.marks[page].any(Marks::DIRTY) {
+                lent.keep(page, self.page_bytes(page));
+            } else {
+                self.marks[page] = self.marks[page].with(Marks::LENT);
+            }
+        }
+        self.lent = Some(lent.clone());
+        Some(Loan::new(self.mapping.clone(), lent))
     }
 
     /// The pages written in the current epoch, in the order of their first write.
@@ -325,13 +406,6 @@ impl Ram {
     }
 }
 
-impl Drop for Ram {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours and nobody uses it any more.
-        unsafe { libc::munmap(self.base.cast(), self.size as usize) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -355,6 +429,54 @@ mod tests {
         assert!(ram.dirty_pages().is_empty());
         assert_eq!(ram.read_array(GuestPhys(0x1ffe)), Some([1u8, 2, 3, 4]));
         assert!(!ram.write(GuestPhys(0x3fff), &[1, 2]), "the second byte is past the end");
+    }
+
+    #[test]
+    fn a_lent_page_is_read_as_it_was() {
+        let mut ram = Ram::new(0x6000).unwrap();
+        assert!((1..5).all(|page| ram.write(GuestPhys(page << 12), &[page as u8; PAGE_SIZE])));
+        ram.begin_epoch();
+        assert!(ram.write(GuestPhys(0x4000), &[40]));
+        let loan = ram.lend(&[1, 2, 3, 4]).unwrap();
+        assert!(ram.lend(&[1]).is_none(), "one loan is not given back");
+        assert!(ram.write(GuestPhys(0x2fff), &[20, 30]), "before their turn");
+        assert!(ram.write(GuestPhys(0x4000), &[41]), "dirty when it was lent");
+        let mut page = [0; PAGE_SIZE];
+        assert!(loan.read(1, &mut page) && page == [1; PAGE_SIZE]);
+        assert!(ram.write(GuestPhys(0x1000), &[10]), "after its turn");
+        for number in [2, 3] {
+            assert!(loan.read(number, &mut page) && page == [number as u8; PAGE_SIZE]);
+        }
+        assert!(loan.read(4, &mut page) && page[..2] == [40, 4]);
+        assert!(![0, 1, 2, 5, 1 << 40].iter().any(|number| loan.read(*number, &mut page)));
+        drop(loan);
+        let loan = ram.lend(&[2]).unwrap();
+        assert!(ram.write(GuestPhys(0x3000), &[31]), "of a loan before this one");
+        drop(ram);
+        assert!(loan.read(2, &mut page) && page[PAGE_SIZE - 1] == 20, "whoever lent is gone");
+    }
+
+    #[test]
+    fn a_writer_far_ahead_of_the_reader_waits_for_it_and_loses_nothing() {
+        const PAGES: usize = 20_000;
+        let mut ram = Ram::new((PAGES * PAGE_SIZE) as u64).unwrap();
+        let write = |ram: &mut Ram, page: usize, value: u32| {
+            ram.write_page(page, page % 4000, &value.to_le_bytes());
+        };
+        (0..PAGES).for_each(|page| write(&mut ram, page, page as u32));
+        ram.begin_epoch();
+        let all: Vec<u32> = (0..PAGES as u32).collect();
+        let loan = ram.lend(&all).unwrap();
+        let reader = std::thread::spawn(move || {
+            // From the end, which the writer reaches last.
+            (0..PAGES).rev().all(|number| {
+                let mut page = [0xee; PAGE_SIZE];
+                let read = loan.read(number, &mut page);
+                read && page[number % 4000..][..4] == (number as u32).to_le_bytes()
+            })
+        });
+        (0..PAGES).for_each(|page| write(&mut ram, page, !0));
+        assert!(reader.join().unwrap());
     }
 
     #[test]

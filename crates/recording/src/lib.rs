@@ -33,7 +33,7 @@ mod writer;
 pub use bookmarks::{Bookmark, Bookmarks};
 pub use branch::{copy_checkpoints, copy_events, copy_images};
 pub use checkpoints::{
-    Change, Checkpoint, Checkpoints, Draft, Options, PAGE_BYTES, Page, SPACE_RAM, StoredPage,
+    Change, Checkpoint, Checkpoints, Draft, Options, PAGE_BYTES, Page, Pages, SPACE_RAM, StoredPage,
 };
 pub use error::{Error, Stopped};
 pub use event::{End, EndReason, Event, EventKind, PAYLOAD_MAX, StateHash};
@@ -49,4 +49,4 @@ pub use writer::{CHUNK_AGE_MAX, FLUSH_EVERY, Writer};
 
 /// The version of the on-disk format. It changes whenever an older program could misread a newer
 /// recording or the other way round.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;

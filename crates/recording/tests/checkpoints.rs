@@ -3,12 +3,24 @@
 mod common;
 use common::*;
 use recording::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 type Model = BTreeMap<(u16, u64), Page>;
 
+/// Pages that are fetched, in the order in which they were named.
+struct Fetched(VecDeque<(u16, u64, Page)>);
+
+impl Pages for Fetched {
+    fn fetch(&mut self, space: u16, index: u64, page: &mut Page) -> std::io::Result<()> {
+        let next = self.0.pop_front().filter(|next| (next.0, next.1) == (space, index));
+        *page = next.ok_or_else(|| std::io::Error::other("out of order"))?.2;
+        Ok(())
+    }
+}
+
 /// Changes a model at random, telling a draft of it.
 fn step(rng: &mut Rng, model: &mut Model, draft: &mut Draft) {
+    let mut later = VecDeque::new();
     for _ in 0..1 + rng.below(40) {
         let place = (rng.below(3) as u16, rng.below(500) * (1 + rng.below(2) * 99_999));
         let mut page = [0; PAGE_BYTES];
@@ -23,9 +35,15 @@ fn step(rng: &mut Rng, model: &mut Model, draft: &mut Draft) {
             draft.absent(place.0, place.1);
         } else if !draft_has(model, place, &page) {
             model.insert(place, page);
-            draft.page(place.0, place.1, &page);
+            if rng.below(2) == 0 {
+                draft.page(place.0, place.1, &page);
+            } else {
+                draft.later(place.0, place.1);
+                later.push_back((place.0, place.1, page));
+            }
         }
     }
+    draft.source(Box::new(Fetched(later)));
 }
 
 fn draft_has(model: &Model, place: (u16, u64), page: &Page) -> bool {
@@ -256,4 +274,26 @@ fn one_process_extends_and_others_extend_copies() {
     grow(&first, &mut rng, &mut models, 5);
     assert_models(&copy, &copied, &mut rng);
     assert_models(&first, &models, &mut rng);
+}
+
+#[test]
+fn a_page_that_cannot_be_fetched_ends_the_writing_and_damages_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    record(dir.path(), &[]);
+    let recording = Recording::open(dir.path()).unwrap();
+    let (mut models, mut rng) = (BTreeMap::new(), Rng(111));
+    let checkpoints = Checkpoints::extend(&recording, Options::default()).unwrap();
+    grow(&checkpoints, &mut rng, &mut models, 10);
+    let mut draft = checkpoints.draft(at(20_000), Some(9));
+    (0..200).for_each(|index| draft.page(SPACE_RAM, index, &rng.bytes(PAGE_BYTES).try_into().unwrap()));
+    draft.later(SPACE_RAM, 1000);
+    draft.source(Box::new(Fetched(VecDeque::new())));
+    checkpoints.submit(draft, Vec::new());
+    let why = checkpoints.sync().unwrap_err().why;
+    assert!(why.contains("out of order"), "{why}");
+    assert!(!checkpoints.is_busy() && checkpoints.check().is_err());
+    drop(checkpoints);
+    let reopened = Checkpoints::open(&recording).unwrap().unwrap();
+    assert_eq!(reopened.list().len(), 10);
+    assert_models(&reopened, &models, &mut rng);
 }

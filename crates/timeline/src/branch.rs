@@ -16,7 +16,7 @@ pub struct Past {
     at: Position,
     /// The recording's checkpoints, the last of them before `at`, and what differs here from it.
     pub(crate) checkpoint: Option<(Checkpoints, Arc<Checkpoint>, Difference)>,
-    /// Pages that are not zeros.
+    /// Pages that are not as at power-on.
     pub(crate) from_power_on: Vec<u32>,
 }
 

@@ -4,34 +4,36 @@
 //! state: devices, processor, and which disk blocks were discarded, which a page of zeros would not
 //! tell from zeros that were written.
 
-use crate::Session;
 use crate::branch::Past;
-use crate::capture::{Capture, RamImage, disks_of};
+use crate::capture::{Capture, disks_of};
 use crate::record::RecordError;
+use crate::{Every, SLICE, Session};
 use base::Position;
-use disk::{BLOCK_SIZE, Content, Snapshot};
+use disk::{BLOCK_SIZE, Block, Content, Snapshot};
 use machine::MachineState;
-use recording::{Checkpoint, Checkpoints, Error, Options, RecordingId, SPACE_RAM};
+use memory::Loan;
+use recording::{Checkpoint, Checkpoints, Error, Options, Page, Pages, RecordingId, SPACE_RAM};
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Instructions between checkpoints: a bit more than half a guest second of work, so that from any of them
-/// the way to any position behind it takes about a second.
-pub const CHECKPOINT_EVERY: u64 = 600_000_000;
+/// What share of the distance a checkpoint is put off when the last one is not written yet.
+const LATER: u64 = 16;
 
 /// How many checkpoints a recording gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spacing {
-    /// Instructions between two.
-    pub every: u64,
+    /// The distance between two.
+    pub every: Every,
     /// How much disk they may take, in bytes; beyond it they are thinned with age.
     pub budget_bytes: u64,
 }
 
 impl Default for Spacing {
     fn default() -> Self {
-        Self { every: CHECKPOINT_EVERY, budget_bytes: Options::default().budget_bytes }
+        Self { every: Every::Work, budget_bytes: Options::default().budget_bytes }
     }
 }
 
@@ -43,10 +45,29 @@ struct Rest {
     discarded: Vec<Vec<(u64, u64)>>,
 }
 
+/// The pages of a checkpoint, wherever they are until it is written.
+struct Borrowed {
+    ram: Loan,
+    /// Blocks of disks, in the order in which the draft names them.
+    blocks: VecDeque<Arc<Block>>,
+}
+
+impl Pages for Borrowed {
+    fn fetch(&mut self, space: u16, index: u64, page: &mut Page) -> io::Result<()> {
+        if space == SPACE_RAM {
+            let read = self.ram.read(index as usize, page);
+            return read.then_some(()).ok_or_else(|| io::Error::other("a page of RAM was not lent"));
+        }
+        let block =
+            self.blocks.pop_front().ok_or_else(|| io::Error::other("a block of a disk is missing"))?;
+        block.read(0, page).map_err(io::Error::other)
+    }
+}
+
 /// Takes checkpoints of a session that is being recorded.
 pub struct Checkpointer {
     checkpoints: Checkpoints,
-    every: u64,
+    every: Every,
     next: Position,
     parent: Option<u64>,
     /// The disks at the parent.
@@ -54,20 +75,20 @@ pub struct Checkpointer {
 }
 
 impl Checkpointer {
-    /// Begins, with a checkpoint of the session as it is: then and not later because the pages of
-    /// a later one are those changed since.
+    /// Begins with a session at power-on, which needs no checkpoint: whoever wants that state makes the
+    /// machine anew.
     ///
     /// # Errors
-    /// When the folder cannot be written or a disk cannot be read back.
+    /// When the folder cannot be written.
     pub fn begin(
         session: &mut Session,
         folder: &Path,
         id: RecordingId,
         spacing: Spacing,
     ) -> Result<Self, RecordError> {
-        let mut this = Self::create(session, folder, id, spacing)?;
-        this.take(session)?;
-        Ok(this)
+        // What was loaded is not a change.
+        session.machine_mut().take_changed_pages();
+        Self::create(session, folder, id, spacing)
     }
 
     /// Likewise for a session that has just left a past, with some of that past's checkpoints.
@@ -89,9 +110,9 @@ impl Checkpointer {
             Some((id, difference)) => {
                 this.parent = Some(id);
                 this.disks.clone_from(&difference.disks);
-                this.store(session, difference.pages.clone())?;
+                this.store(session, &difference.pages);
             }
-            None => this.store(session, past.from_power_on.clone())?,
+            None => this.store(session, &past.from_power_on),
         }
         Ok(this)
     }
@@ -104,9 +125,8 @@ impl Checkpointer {
     ) -> Result<Self, RecordError> {
         let options = Options { budget_bytes: spacing.budget_bytes };
         let checkpoints = Checkpoints::create(folder, id, options)?;
-        let every = spacing.every.max(1);
-        let next = session.position().after(every);
-        Ok(Self { checkpoints, every, next, parent: None, disks: Vec::new() })
+        let next = spacing.every.next(session.position());
+        Ok(Self { checkpoints, every: spacing.every, next, parent: None, disks: Vec::new() })
     }
 
     /// Where the session has to stop next.
@@ -114,45 +134,50 @@ impl Checkpointer {
         self.next
     }
 
-    /// Takes a checkpoint if it is time and the writing thread has kept up.
-    ///
-    /// # Errors
-    /// When a disk cannot be read back.
-    pub fn look(&mut self, session: &mut Session) -> Result<(), disk::DiskError> {
+    /// Whether the last one is not written yet. A late one costs nothing but time later; waiting would
+    /// stop the guest.
+    pub fn is_busy(&self) -> bool {
+        self.checkpoints.is_busy()
+    }
+
+    /// Takes a checkpoint if it is time, or `now` with [`Every::Work`], and the writing thread has
+    /// kept up.
+    pub fn look(&mut self, session: &mut Session, now: bool) {
         let at = session.position();
-        if at < self.next {
-            return Ok(());
+        if !(now && self.every == Every::Work || at >= self.next) {
+            return;
         }
-        self.next = at.after(self.every);
-        // One that is left out costs nothing but time later; one that waits stops the guest.
-        if self.checkpoints.is_busy() || self.checkpoints.check().is_err() {
-            return Ok(());
+        if let (true, Every::Instructions(count)) = (self.is_busy(), self.every) {
+            let soon = at.count().saturating_add(count / LATER);
+            self.next = Position::from_count((soon / SLICE).saturating_mul(SLICE).saturating_add(SLICE));
+            return;
         }
-        self.take(session)
-    }
-
-    fn take(&mut self, session: &mut Session) -> Result<(), disk::DiskError> {
+        self.next = self.every.next(at);
+        if self.is_busy() || self.checkpoints.check().is_err() {
+            return;
+        }
         let pages = session.machine_mut().take_changed_pages();
-        self.store(session, pages)
+        self.store(session, &pages);
     }
 
-    /// Hands the session's state over, of which `pages` may differ from the parent's.
-    fn store(&mut self, session: &mut Session, pages: Vec<u32>) -> Result<(), disk::DiskError> {
+    /// Hands the session's state over, of which `pages` may differ from the parent's. Copies none of
+    /// them: see [`memory::Loan`].
+    fn store(&mut self, session: &mut Session, pages: &[u32]) {
         let disks = disks_of(session);
-        let machine = session.machine();
-        let mut draft = self.checkpoints.draft(machine.position(), self.parent);
-        for page in pages {
-            draft.page(SPACE_RAM, u64::from(page), machine.board().memory().page_bytes(page as usize));
-        }
+        let mut draft = self.checkpoints.draft(session.position(), self.parent);
+        let loan = session.machine_mut().board_mut().memory_mut().lend(pages);
+        // The thread gives one back before it has done with it, and is not busy now.
+        let ram = loan.expect("nobody else borrows");
+        pages.iter().for_each(|page| draft.later(SPACE_RAM, u64::from(*page)));
+        let mut blocks = VecDeque::new();
         let mut discarded = Vec::new();
         for (n, snapshot) in disks.iter().enumerate() {
             let space = SPACE_RAM + 1 + n as u16;
             for change in snapshot.changes_since(self.disks.get(n)) {
-                match &change.content {
+                match change.content {
                     Content::Data(block) => {
-                        let mut bytes = [0; BLOCK_SIZE];
-                        block.read(0, &mut bytes)?;
-                        draft.page(space, change.first, &bytes);
+                        draft.later(space, change.first);
+                        blocks.push_back(block);
                     }
                     Content::Base | Content::Zero => {
                         (change.first..change.first + change.blocks).for_each(|i| draft.absent(space, i));
@@ -163,11 +188,11 @@ impl Checkpointer {
             let zeros = zeros.filter(|change| matches!(change.content, Content::Zero));
             discarded.push(zeros.map(|change| (change.first, change.blocks)).collect());
         }
-        let rest = Rest { machine: machine.save(), discarded };
+        draft.source(Box::new(Borrowed { ram, blocks }));
+        let rest = Rest { machine: session.machine().save(), discarded };
         let state = postcard::to_stdvec(&rest).expect("plain data");
         self.parent = Some(self.checkpoints.submit(draft, state));
         self.disks = disks;
-        Ok(())
     }
 
     /// Waits until everything is on disk.
@@ -180,7 +205,7 @@ impl Checkpointer {
 }
 
 /// Brings a recorded checkpoint into memory, sharing what it has in common with `near`, which is
-/// another one. `pristine` are the disks at power-on. The session's disks are used
+/// another one. `start` is the state at power-on. The session's disks are used
 /// on the way and left at the checkpoint's; its RAM is not touched. `None` when the recording does
 /// not hold what it should.
 pub(crate) fn bring_back(
@@ -188,13 +213,13 @@ pub(crate) fn bring_back(
     checkpoints: &Checkpoints,
     to: &Checkpoint,
     near: Option<&(Arc<Checkpoint>, Arc<Capture>)>,
-    pristine: &[Snapshot],
+    start: &Capture,
 ) -> Result<Option<Capture>, Error> {
     let Some(rest) = to.state().and_then(|bytes| postcard::from_bytes::<Rest>(&bytes).ok()) else {
         return Ok(None);
     };
     let pages = session.machine().board().memory().pages() as u64;
-    let mut ram = near.map_or_else(|| RamImage::zeros(pages as usize), |near| near.1.ram.clone());
+    let mut ram = near.map_or(&start.ram, |near| &near.1.ram).clone();
     let mut bytes = [0; BLOCK_SIZE];
     for change in checkpoints.diff(near.map(|near| &*near.0), to) {
         if change.space != SPACE_RAM {
@@ -208,12 +233,12 @@ pub(crate) fn bring_back(
                 checkpoints.load(stored, &mut bytes)?;
                 Some(Arc::new(bytes))
             }
-            None => None,
+            None => start.ram.get(change.index as usize).cloned(),
         };
         ram.set(change.index as usize, page);
     }
     let pci = session.machine_mut().board_mut().pci_mut();
-    for (n, snapshot) in pristine.iter().enumerate() {
+    for (n, snapshot) in start.disks.iter().enumerate() {
         if let Some(disk) = pci.disk_mut(n) {
             disk.restore(snapshot);
             for &(first, blocks) in rest.discarded.get(n).into_iter().flatten() {
@@ -223,7 +248,7 @@ pub(crate) fn bring_back(
             }
         }
     }
-    let blocks = if pristine.is_empty() { Vec::new() } else { checkpoints.diff(None, to) };
+    let blocks = if start.disks.is_empty() { Vec::new() } else { checkpoints.diff(None, to) };
     for change in blocks {
         let (Some(n), Some(stored)) = (change.space.checked_sub(SPACE_RAM + 1), change.page) else {
             continue;

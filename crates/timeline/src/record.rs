@@ -1,8 +1,9 @@
 //! Taking notes of a live run.
 
-use crate::Session;
 use crate::branch::Past;
 use crate::checkpointing::{Checkpointer, Spacing};
+use crate::rhythm::Meter;
+use crate::{Every, Session};
 use base::Position;
 use cpu::profile::{self, Work};
 use disk::DiskError;
@@ -11,9 +12,6 @@ use recording::{End, Error, Manifest, Stopped, Writer};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// How many instructions lie between state hashes: about a guest second of work.
-pub const HASH_EVERY: u64 = 1_000_000_000;
 
 /// How often it is noted how far a working machine is: what a killed recording lacks at most,
 /// beside what had not been flushed. The machine does not see when.
@@ -24,8 +22,10 @@ const NOTE_EVERY: Duration = Duration::from_millis(25);
 /// Dropping it without [`Recorder::finish`] leaves a recording without an end, as a kill would.
 pub struct Recorder {
     writer: Arc<Writer>,
-    hash_every: u64,
+    hash_every: Every,
+    /// Where the next state hash is to be taken, if that is known.
     next_hash: Position,
+    meter: Meter,
     checkpointer: Option<Checkpointer>,
     /// When it was last noted how far the machine is.
     noted: Instant,
@@ -53,8 +53,7 @@ impl Journal for Notes {
 
 impl Recorder {
     /// Begins a recording of `session` in `folder`, which exists and is empty. From here on the
-    /// session's inputs are noted; a state hash is taken every `hash_every` instructions, a
-    /// multiple of [`crate::SLICE`].
+    /// session's inputs are noted; state hashes are taken at a distance of `hash_every`.
     ///
     /// # Errors
     /// When the folder cannot be written.
@@ -62,14 +61,15 @@ impl Recorder {
         session: &mut Session,
         folder: &Path,
         manifest: Manifest,
-        hash_every: u64,
+        hash_every: Every,
     ) -> Result<Self, Error> {
         let mut writer = Writer::create(folder, manifest)?;
         writer.name_inputs((0u16..).zip(Input::KINDS.map(str::to_owned)).collect())?;
         let writer = Arc::new(writer);
         session.machine_mut().set_gate(Gate::live(Some(Box::new(Notes(writer.clone())))));
-        let next_hash = session.position().after(hash_every);
-        Ok(Self { writer, hash_every, next_hash, checkpointer: None, noted: Instant::now() })
+        let next_hash = hash_every.next(session.position());
+        let meter = Meter::new();
+        Ok(Self { writer, hash_every, next_hash, meter, checkpointer: None, noted: Instant::now() })
     }
 
     /// Also takes checkpoints of `session`, spaced as `spacing` says.
@@ -96,7 +96,7 @@ impl Recorder {
         session: &mut Session,
         folder: &Path,
         past: &Past,
-        hash_every: u64,
+        hash_every: Every,
     ) -> Result<Self, Error> {
         let manifest = past.manifest()?;
         recording::copy_images(past.recording(), folder)?;
@@ -132,9 +132,13 @@ impl Recorder {
     /// When a disk's contents cannot be hashed.
     pub fn look(&mut self, session: &mut Session) -> Result<(), DiskError> {
         let at = session.position();
-        if at >= self.next_hash {
+        // The two are taken together, so they wait together.
+        let busy = self.checkpointer.as_ref().is_some_and(Checkpointer::is_busy);
+        let written = session.machine().board().memory().dirty_pages().len();
+        let now = !busy && self.meter.is_due(written);
+        if now && self.hash_every == Every::Work || at >= self.next_hash {
             self.writer.hash(at, &session.state_hash()?);
-            self.next_hash = at.after(self.hash_every);
+            self.next_hash = self.hash_every.next(at);
         }
         if self.noted.elapsed() >= NOTE_EVERY {
             self.writer.reached(at);
@@ -142,7 +146,7 @@ impl Recorder {
         }
         if let Some(checkpointer) = &mut self.checkpointer {
             let _work = profile::work(Work::Checkpoint);
-            checkpointer.look(session)?;
+            checkpointer.look(session, now);
         }
         Ok(())
     }

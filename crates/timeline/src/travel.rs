@@ -20,13 +20,12 @@ mod watching;
 mod what_if;
 
 use crate::branch::{Difference, Past};
-use crate::capture::{Capture, Keeper, Seen, disks_of};
+use crate::capture::{Capture, Keeper, Seen};
 use crate::checkpointing::bring_back;
 use crate::replay::{Trouble, checked_guest, end_of, gate_from};
 use crate::{Divergence, ReplayError, Session, Tuning};
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
 use cpu::walk;
-use disk::Snapshot;
 use machine::{Gate, Moment, Stop};
 use recording::{Checkpoint, Checkpoints, HashCache, Recording};
 use std::collections::{BTreeMap, BTreeSet};
@@ -121,8 +120,7 @@ pub struct Travel {
     recording: Recording,
     recorded: Option<Checkpoints>,
     keeper: Keeper,
-    /// The disks at power-on.
-    pristine: Vec<Snapshot>,
+    /// Power-on.
     start: Arc<Capture>,
     captures: BTreeMap<Position, Arc<Capture>>,
     /// How many captures were ever made.
@@ -151,7 +149,6 @@ impl Travel {
         let gate = gate_from(&recording, Position::START, &trouble);
         let mut session = Session::new(guest, tuning, gate)?;
         let mut keeper = Keeper::new(&session);
-        let pristine = disks_of(&session);
         let start = Arc::new(keeper.capture(&mut session));
         // Damaged checkpoints make everything slower and nothing wrong.
         let recorded = Checkpoints::open(&recording).unwrap_or(None);
@@ -161,7 +158,6 @@ impl Travel {
             recording,
             recorded,
             keeper,
-            pristine,
             captures: BTreeMap::from([(Position::START, start.clone())]),
             captured: 0,
             start,
@@ -258,7 +254,7 @@ impl Travel {
         }
         let recorded = self.recorded.as_ref()?;
         let near = self.loaded.iter().min_by_key(|(c, _)| c.at().count().abs_diff(checkpoint.at().count()));
-        let made = bring_back(&mut self.session, recorded, checkpoint, near, &self.pristine).ok()??;
+        let made = bring_back(&mut self.session, recorded, checkpoint, near, &self.start).ok()??;
         if self.loaded.len() >= LOADED_MAX {
             self.loaded.remove(0);
         }
@@ -546,7 +542,8 @@ impl Travel {
         let checkpoint = loaded.zip(self.recorded).map(|((capture, checkpoint), recorded)| {
             (recorded, checkpoint, Difference::between(&capture, &here))
         });
-        let past = Past::new(self.recording, at, checkpoint, here.ram.pages_in_use());
+        let from_power_on = Difference::between(&self.start, &here).pages;
+        let past = Past::new(self.recording, at, checkpoint, from_power_on);
         Ok((self.session, past))
     }
 }

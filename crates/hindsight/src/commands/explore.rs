@@ -215,7 +215,7 @@ impl Search<'_> {
             tuning: self.options.tuning()?,
             checkpoints: Some(timeline::Spacing::default()),
             profile: None,
-            hash_every: timeline::HASH_EVERY,
+            hash_every: timeline::Every::Work,
         };
         Ok((host, stop))
     }

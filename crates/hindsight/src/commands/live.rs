@@ -15,7 +15,7 @@ use guest::job::Mode;
 use rustix::fs::{fstat, major, minor};
 use serde::Serialize;
 use std::time::{Duration, Instant};
-use timeline::{HASH_EVERY, Tuning};
+use timeline::{Every, Tuning};
 
 /// Who is at the console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,7 @@ impl Live {
             tuning,
             checkpoints: None,
             profile: None,
-            hash_every: HASH_EVERY,
+            hash_every: Every::Work,
         };
         Ok((Self { stop, _raw: raw, begun: Instant::now() }, host))
     }

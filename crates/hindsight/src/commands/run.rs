@@ -9,7 +9,7 @@ use crate::session::{BranchPlan, GuestPlan, HostSide, Machine, Outcome, ProfileT
 use crate::summary::{NoFigures, RecordFigures};
 use crate::values::{ConsoleTo, Net, Pos, RecPos};
 use std::path::Path;
-use timeline::Spacing;
+use timeline::{Every, Spacing};
 
 /// Checks the options of a run, before anything is touched.
 fn prepare(options: &Run) -> Result<(GuestPlan, ConsoleTo, Seat), Failure> {
@@ -81,10 +81,10 @@ fn record_into(
     let host = &options.run.host;
     let begun = host.tuning().and_then(|tuning| Live::begin(&console, seat, host.timeout, tuning));
     let result = begun.and_then(|(live, mut side)| {
-        let spacing =
-            Spacing { every: options.checkpoint_every, budget_bytes: options.checkpoint_budget.bytes };
-        side.checkpoints = (options.checkpoint_every > 0).then_some(spacing);
-        side.hash_every = options.hash_every;
+        let every = Every::instructions(options.checkpoint_every);
+        let spacing = Spacing { every, budget_bytes: options.checkpoint_budget.bytes };
+        side.checkpoints = (options.checkpoint_every != Some(0)).then_some(spacing);
+        side.hash_every = Every::instructions(options.hash_every);
         Ok((live, record(&folder, side)?))
     });
     let (live, (outcome, figures)) = result.inspect_err(|_| {

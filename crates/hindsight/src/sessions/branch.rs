@@ -118,7 +118,7 @@ fn has_begun(past: &Past, tuning: &Tuning) -> Result<bool, Failure> {
         progress: Progress::new(),
         tuning: *tuning,
         checkpoints: None,
-        hash_every: timeline::HASH_EVERY,
+        hash_every: timeline::Every::Work,
         profile: None,
     };
     let mut audience = super::Audience::new(host, past.at());

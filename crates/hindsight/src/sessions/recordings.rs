@@ -127,7 +127,7 @@ pub fn pack(path: &Path, output: &Path, progress: &Progress) -> Result<(), Failu
             tuning: timeline::Tuning::default(),
             checkpoints: None,
             profile: None,
-            hash_every: timeline::HASH_EVERY,
+            hash_every: timeline::Every::Work,
         };
         let mut audience = super::Audience::new(host, recording.extent().last);
         let tuning = timeline::Tuning::default();

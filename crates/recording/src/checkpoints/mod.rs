@@ -1,7 +1,7 @@
 //! Checkpoints: full machine states at positions, sharing their unchanged pages.
 //!
-//! Whoever runs the machine hands over the pages written since another checkpoint ([`Draft`]); a
-//! thread hashes, deduplicates, compresses and writes them. Memory pages and the blocks of a
+//! Whoever runs the machine says which pages were written since another checkpoint ([`Draft`]); a
+//! thread fetches, hashes, deduplicates, compresses and writes them. Memory pages and the blocks of a
 //! disk's overlay are the same thing in different *spaces*. What distinguishes two checkpoints is
 //! found by comparing their page maps, so restoring touches only what differs, in either direction
 //! of time.
@@ -23,6 +23,7 @@ use map::{ABSENT, PageMap, PageNumber};
 pub(crate) use open::{copy, probe};
 use record::State;
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{
@@ -106,36 +107,62 @@ pub struct Change {
     pub space: u16,
     /// Page or block number.
     pub index: u64,
-    /// What stands there in the later of the two; `None`: as at power-on (zeros in memory, the
-    /// image's own contents on a disk).
+    /// What stands there in the later of the two; `None`: as at power-on (in memory what was loaded, on
+    /// a disk the image's own contents).
     pub page: Option<StoredPage>,
+}
+
+/// Where pages are that a draft names by [`Draft::later`].
+pub trait Pages: Send {
+    /// Fetches one as it was when the draft was made. Asked once for each, in the order in which they
+    /// were named, by the thread that writes.
+    ///
+    /// # Errors
+    /// When it cannot be had; no checkpoints are written any more.
+    fn fetch(&mut self, space: u16, index: u64, page: &mut Page) -> io::Result<()>;
+}
+
+/// What stands at a place of a draft.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    /// What stood there at power-on.
+    Absent,
+    /// The next page of the draft's own.
+    Here,
+    /// A page that its source has.
+    Later,
 }
 
 /// The state of a machine on its way into the store.
 pub struct Draft {
     at: Position,
     parent: Option<u64>,
-    /// In the order of adding, of which the last for a place counts: space, index, and whether a
-    /// page of `bytes` belongs there.
-    places: Vec<(u16, u64, bool)>,
+    /// In the order of adding, of which the last for a place counts: space, index, contents.
+    places: Vec<(u16, u64, Content)>,
     bytes: Vec<u8>,
+    source: Option<Box<dyn Pages>>,
 }
 
 impl Draft {
-    /// Adds a page that may differ from the parent's. Only copies it.
+    /// Adds a page that may differ from the parent's. Copies it.
     pub fn page(&mut self, space: u16, index: u64, page: &Page) {
         assert!(index < map::INDEX_END);
-        self.places.push((space, index, true));
+        self.places.push((space, index, Content::Here));
         self.bytes.extend_from_slice(page);
+    }
+    /// Adds a page that may differ from the parent's, which [`Draft::source`] will have.
+    pub fn later(&mut self, space: u16, index: u64) {
+        assert!(index < map::INDEX_END);
+        self.places.push((space, index, Content::Later));
     }
     /// Says that a place is as it was at power-on again.
     pub fn absent(&mut self, space: u16, index: u64) {
         assert!(index < map::INDEX_END);
-        self.places.push((space, index, false));
+        self.places.push((space, index, Content::Absent));
     }
-    /// How many bytes of pages it holds.
-    pub fn bytes(&self) -> usize {
-        self.bytes.len()
+    /// Says who has the pages that are not here.
+    pub fn source(&mut self, source: Box<dyn Pages>) {
+        self.source = Some(source);
     }
 }
 
@@ -153,8 +180,6 @@ struct Shared {
     book: RwLock<Book>,
     progress: Mutex<Progress>,
     settled: Condvar,
-    /// Buffers of drafts that were written, to be used again.
-    spare: Mutex<Vec<Vec<u8>>>,
 }
 
 #[derive(Default)]
@@ -197,12 +222,8 @@ impl Shared {
 impl Checkpoints {
     fn start(book: Book, worker: Option<Worker>, lock: Option<crate::folder::Lock>) -> Result<Self, Error> {
         let next_id = AtomicU64::new(book.list.values().map(|c| c.id + 1).max().unwrap_or(0));
-        let shared = Arc::new(Shared {
-            book: RwLock::new(book),
-            progress: Mutex::default(),
-            settled: Condvar::new(),
-            spare: Mutex::default(),
-        });
+        let shared =
+            Arc::new(Shared { book: RwLock::new(book), progress: Mutex::default(), settled: Condvar::new() });
         let mut this = Self { shared: shared.clone(), jobs: None, thread: None, next_id, _lock: lock };
         if let Some(mut worker) = worker {
             let (sender, receiver) = sync_channel(WAITING_MAX);
@@ -223,14 +244,12 @@ impl Checkpoints {
     /// Begins a checkpoint at `at`. The pages added to it are those that differ from `parent`'s
     /// (more do no harm); without a parent, those that differ from power-on.
     pub fn draft(&self, at: Position, parent: Option<u64>) -> Draft {
-        let spare = self.shared.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let bytes = spare.unwrap_or_default();
-        Draft { at, parent, places: Vec::new(), bytes }
+        Draft { at, parent, places: Vec::new(), bytes: Vec::new(), source: None }
     }
 
     /// Hands a checkpoint over to the thread, with the machine's state apart from its pages (at
     /// most 64 MiB). Returns its id, which may be a parent at once. Waits while several others are
-    /// being written; see [`Checkpoints::is_busy`]. When nothing can be written this does nothing.
+    /// being written. When nothing can be written this does nothing.
     pub fn submit(&self, draft: Draft, state: Vec<u8>) -> u64 {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         if let Some(jobs) = &self.jobs {
@@ -247,10 +266,10 @@ impl Checkpoints {
         id
     }
 
-    /// Whether [`Checkpoints::submit`] would wait.
+    /// Whether a checkpoint that was handed over is not written yet.
     pub fn is_busy(&self) -> bool {
         let progress = self.shared.progress();
-        progress.submitted - progress.done > WAITING_MAX as u64
+        progress.submitted > progress.done
     }
 
     /// Waits until everything handed over is in the files.

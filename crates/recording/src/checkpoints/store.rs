@@ -2,7 +2,9 @@
 //!
 //! A page is named by the first 16 bytes of its BLAKE3 hash, so equal pages are stored once and a
 //! page that was damaged on disk is found out whenever it is read. The page of zeros is number 0
-//! and takes no space. Pages are compressed one by one, because seeking reads them one by one.
+//! and takes no space. Pages are compressed one by one, because seeking reads them one by one, and
+//! by LZ4: compressing them is most of what a checkpoint costs, zstd needs four times as long for a
+//! page at its lowest level, mostly for tables, and to get a page back takes it as much longer.
 //!
 //! ```text
 //! chunk contents = count:u32 (id[16] number:u32 stored:u16)* crc32:u32 page*
@@ -17,7 +19,6 @@ use crate::chunk::{ChunkAppender, ChunkedFile, LogKind};
 use crate::id::{Digest, RecordingId};
 use crate::{Error, Source};
 use base::Position;
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 
@@ -28,37 +29,28 @@ pub type Page = [u8; PAGE_BYTES];
 /// The number of the page of zeros.
 pub(crate) const ZERO: PageNumber = 0;
 
-const PAGES_PER_CHUNK: usize = 64;
+/// How many pages make a chunk.
+pub(crate) const PAGES_PER_CHUNK: usize = 64;
 const ENTRY_LEN: usize = 22;
-const LEVEL: i32 = 1;
 /// Numbers stay below this.
 const PAGES_MAX: u32 = u32::MAX - 1;
 
-thread_local! {
-    static SQUEEZER: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
-    static UNSQUEEZER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
-}
-
 /// A page ready to be stored.
 pub(crate) struct Squeezed {
-    pub(crate) id: Digest,
-    /// Given by the store when it is [`ZERO`].
+    id: Digest,
     number: PageNumber,
     bytes: Vec<u8>,
 }
 
 impl Squeezed {
-    /// Compresses a page whose id is known.
-    pub(crate) fn new(id: Digest, page: &Page) -> io::Result<Self> {
-        let bytes = SQUEEZER.with_borrow_mut(|squeezer| {
-            let squeezer = match squeezer {
-                Some(ready) => ready,
-                None => squeezer.insert(zstd::bulk::Compressor::new(LEVEL)?),
-            };
-            squeezer.compress(page)
-        })?;
-        let bytes = if bytes.len() < PAGE_BYTES { bytes } else { page.to_vec() };
-        Ok(Self { id, number: ZERO, bytes })
+    /// Compresses a page whose id is known, to be stored under `number`.
+    pub(crate) fn new(id: Digest, number: PageNumber, page: &Page) -> Self {
+        let mut squeezed = [0; lz4_flex::block::get_maximum_output_size(PAGE_BYTES)];
+        let bytes = match lz4_flex::block::compress_into(page, &mut squeezed) {
+            Ok(n) if n < PAGE_BYTES => &squeezed[..n],
+            _ => &page[..],
+        };
+        Self { id, number, bytes: bytes.to_vec() }
     }
 }
 
@@ -176,28 +168,29 @@ impl Store {
         self.places.get(&number).map_or(0, |place| u64::from(place.stored) + ENTRY_LEN as u64)
     }
 
-    /// Appends pages that are not there yet, returning their numbers in order. Those that have a
-    /// number keep it; it must be higher than any here.
+    /// The number that the next page gets.
+    pub(crate) fn next_number(&self) -> PageNumber {
+        self.last + 1
+    }
+
+    /// Appends pages that are not there yet. Their numbers ascend from [`Store::next_number`] or higher.
     pub(crate) fn append(
         &mut self,
         log: &mut ChunkAppender,
         at: Position,
         pages: &[Squeezed],
-    ) -> io::Result<Vec<PageNumber>> {
-        let mut numbers = Vec::with_capacity(pages.len());
+    ) -> io::Result<()> {
         for group in pages.chunks(PAGES_PER_CHUNK) {
             if self.last > PAGES_MAX - PAGES_PER_CHUNK as u32 {
                 return Err(io::Error::other("the page store is full"));
             }
             let mut raw = (group.len() as u32).to_le_bytes().to_vec();
-            let from = numbers.len();
+            let mut highest = self.last;
             for page in group {
-                let highest = numbers.last().copied().unwrap_or(self.last);
-                let number = if page.number == ZERO { highest + 1 } else { page.number };
-                assert!(number > highest);
-                numbers.push(number);
+                assert!(page.number > highest);
+                highest = page.number;
                 raw.extend_from_slice(&page.id.0);
-                raw.extend_from_slice(&number.to_le_bytes());
+                raw.extend_from_slice(&page.number.to_le_bytes());
                 raw.extend_from_slice(&(page.bytes.len() as u16).to_le_bytes());
             }
             raw.extend_from_slice(&crc32fast::hash(&raw).to_le_bytes());
@@ -205,13 +198,13 @@ impl Store {
             group.iter().for_each(|page| raw.extend_from_slice(&page.bytes));
             let chunk = log.append(at, at, &raw, false)?;
             let mut offset = chunk.body() + directory_len;
-            for (page, &number) in group.iter().zip(&numbers[from..]) {
-                self.learn(number, Place { id: page.id, offset, stored: page.bytes.len() as u16 });
+            for page in group {
+                self.learn(page.number, Place { id: page.id, offset, stored: page.bytes.len() as u16 });
                 offset += page.bytes.len() as u64;
             }
         }
         (self.chunks, self.seal, self.bytes) = (log.sequence(), log.seal(), log.end());
-        Ok(numbers)
+        Ok(())
     }
 
     /// Reads a page, checking that it is the one it should be.
@@ -230,15 +223,7 @@ impl Store {
             page.copy_from_slice(stored);
             true
         } else {
-            UNSQUEEZER
-                .with_borrow_mut(|unsqueezer| {
-                    let unsqueezer = match unsqueezer {
-                        Some(ready) => ready,
-                        None => unsqueezer.insert(zstd::bulk::Decompressor::new()?),
-                    };
-                    unsqueezer.decompress_to_buffer(stored, &mut page[..])
-                })
-                .is_ok_and(|n| n == PAGE_BYTES)
+            lz4_flex::block::decompress_into(stored, page).is_ok_and(|n| n == PAGE_BYTES)
         };
         if !whole || Digest::of(page) != place.id {
             let why = "a page does not have the contents it is named after";

@@ -2,8 +2,8 @@
 
 use super::map::{ABSENT, PageMap, PageNumber, Seen};
 use super::record::{MapChange, Record, State, changes_between, in_order};
-use super::store::{Squeezed, Store, ZERO};
-use super::{Book, Checkpoint, Draft, Options, PAGE_BYTES, Page, Shared, thin};
+use super::store::{PAGES_PER_CHUNK, Squeezed, Store, ZERO};
+use super::{Book, Checkpoint, Content, Draft, Options, PAGE_BYTES, Page, Shared, thin};
 use crate::chunk::{ChunkAppender, Head, LogKind};
 use crate::error::Stopped;
 use crate::id::{Digest, RecordingId};
@@ -12,12 +12,8 @@ use base::Position;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, PoisonError};
-
-/// How many draft buffers are kept for use again, and how large they may be.
-const SPARE_MAX: usize = 2;
-const SPARE_BYTES_MAX: usize = 256 << 20;
 
 pub(super) struct Job {
     pub(super) id: u64,
@@ -31,7 +27,7 @@ impl Job {
     /// A request to thin; its budget travels as the position.
     pub(super) fn thin(budget_bytes: u64) -> Self {
         let at = Position::from_count(budget_bytes);
-        let draft = Draft { at, parent: None, places: Vec::new(), bytes: Vec::new() };
+        let draft = Draft { at, parent: None, places: Vec::new(), bytes: Vec::new(), source: None };
         Self { id: Self::THIN, draft, state: Vec::new() }
     }
 }
@@ -62,7 +58,11 @@ impl Worker {
         while let Ok(job) = jobs.recv() {
             let failed = shared.progress().error.is_some();
             let result = match job {
-                _ if failed => Ok(()),
+                // What it borrows is given back before anyone is told that it is done.
+                job if failed => {
+                    drop(job);
+                    Ok(())
+                }
                 Job { id: Job::THIN, draft, .. } => self.thin(shared, draft.at.count()),
                 job => self.write(shared, job),
             };
@@ -89,7 +89,7 @@ impl Worker {
     }
 
     fn write(&mut self, shared: &Shared, job: Job) -> Result<(), Failure> {
-        let Job { id, draft, state } = job;
+        let Job { id, mut draft, state } = job;
         let parent = match draft.parent {
             None => None,
             Some(parent) => match self.recent.clone().filter(|c| c.id == parent) {
@@ -102,20 +102,8 @@ impl Worker {
             },
         };
         let before = self.pages.end() + self.log.end();
-        let pages_failed = |e| (self.pages.path().to_owned(), e);
-        let (numbers, new) = squeeze(&shared.read().store, &draft).map_err(pages_failed)?;
-        let state = State::squeeze(&state).map_err(pages_failed)?;
-        let fresh = {
-            let path = self.pages.path().to_owned();
-            let mut book = shared.write();
-            book.store.append(&mut self.pages, draft.at, &new).map_err(|e| (path, e))?
-        };
-        let mut numbers = numbers.into_iter().map(|slot| match slot {
-            Slot::Known(number) => number,
-            Slot::New(place) => fresh[place],
-        });
-        let mut number = |present| if present { numbers.next().unwrap_or(ABSENT) } else { ABSENT };
-        let changes = in_order(draft.places.iter().map(|&(s, i, present)| (s, i, number(present))));
+        let state = State::squeeze(&state).map_err(|e| (self.pages.path().to_owned(), e))?;
+        let changes = self.take_in(shared, &mut draft).map_err(|e| (self.pages.path().to_owned(), e))?;
         let mut map = parent.as_ref().map_or_else(PageMap::default, |parent| parent.map.clone());
         for &(space, index, page) in &changes {
             if map.get(space, index) != page {
@@ -136,11 +124,59 @@ impl Worker {
             book.log_bytes = self.log.end();
             book.store.bytes + book.log_bytes
         };
-        recycle(shared, draft.bytes);
         if total > self.thin_above {
             self.thin(shared, self.options.budget_bytes / 10 * 6)?;
         }
         Ok(())
+    }
+
+    /// Puts the pages of a draft into the store, those that are not there yet, and tells where which
+    /// page stands now. Goes a chunk's worth at a time: neither a draft's pages nor what becomes of them
+    /// are ever in memory all together.
+    fn take_in(&mut self, shared: &Shared, draft: &mut Draft) -> io::Result<Vec<MapChange>> {
+        let mut group: Vec<Squeezed> = Vec::with_capacity(PAGES_PER_CHUNK);
+        let mut in_group: HashMap<Digest, PageNumber> = HashMap::new();
+        let mut changes = Vec::with_capacity(draft.places.len());
+        let mut pages = draft.bytes.chunks_exact(PAGE_BYTES);
+        let mut fetched = [0; PAGE_BYTES];
+        for &(space, index, content) in &draft.places {
+            let page: &Page = match (content, &mut draft.source) {
+                (Content::Here, _) => {
+                    pages.next().and_then(|page| page.try_into().ok()).expect("a page each")
+                }
+                (Content::Later, Some(source)) => {
+                    source.fetch(space, index, &mut fetched)?;
+                    &fetched
+                }
+                (Content::Absent, _) | (Content::Later, None) => {
+                    changes.push((space, index, ABSENT));
+                    continue;
+                }
+            };
+            if page.iter().all(|&b| b == 0) {
+                changes.push((space, index, ZERO));
+                continue;
+            }
+            let id = Digest::of(page);
+            let (known, next) = {
+                let store = &shared.read().store;
+                (store.find(id), store.next_number())
+            };
+            let number = known.or_else(|| in_group.get(&id).copied()).unwrap_or_else(|| {
+                let number = next.saturating_add(group.len() as PageNumber);
+                group.push(Squeezed::new(id, number, page));
+                in_group.insert(id, number);
+                number
+            });
+            changes.push((space, index, number));
+            if group.len() == PAGES_PER_CHUNK {
+                shared.write().store.append(&mut self.pages, draft.at, &group)?;
+                group.clear();
+                in_group.clear();
+            }
+        }
+        shared.write().store.append(&mut self.pages, draft.at, &group)?;
+        Ok(in_order(changes))
     }
 
     fn append_record(
@@ -236,38 +272,6 @@ impl Worker {
     }
 }
 
-/// What a page of a draft becomes.
-enum Slot {
-    Known(PageNumber),
-    /// Its place among the new pages.
-    New(usize),
-}
-
-/// Finds which pages of a draft are new, and compresses those, without holding anything up.
-fn squeeze(store: &Store, draft: &Draft) -> io::Result<(Vec<Slot>, Vec<Squeezed>)> {
-    let mut new = Vec::new();
-    let mut among_new: HashMap<Digest, usize> = HashMap::new();
-    let mut slots = Vec::with_capacity(draft.places.len());
-    for page in draft.bytes.chunks_exact(PAGE_BYTES) {
-        let page: &Page = page.try_into().expect("a whole page");
-        if page.iter().all(|&b| b == 0) {
-            slots.push(Slot::Known(ZERO));
-            continue;
-        }
-        let id = Digest::of(page);
-        if let Some(number) = store.find(id) {
-            slots.push(Slot::Known(number));
-        } else if let Some(&place) = among_new.get(&id) {
-            slots.push(Slot::New(place));
-        } else {
-            among_new.insert(id, new.len());
-            slots.push(Slot::New(new.len()));
-            new.push(Squeezed::new(id, page)?);
-        }
-    }
-    Ok((slots, new))
-}
-
 /// Every page that a kept checkpoint, or one that somebody holds, needs.
 fn live_pages(book: &Book, keep: &[Arc<Checkpoint>], held: bool) -> BTreeSet<PageNumber> {
     let mut live = BTreeSet::new();
@@ -297,12 +301,4 @@ fn copy_live(book: &Book, keep: &[Arc<Checkpoint>], log: &mut ChunkAppender) -> 
         store.append(log, Position::START, &pages.map_err(io::Error::other)?)?;
     }
     Ok(store)
-}
-
-fn recycle(shared: &Shared, mut buffer: Vec<u8>) {
-    buffer.clear();
-    let mut spare = shared.spare.lock().unwrap_or_else(PoisonError::into_inner);
-    if spare.len() < SPARE_MAX && buffer.capacity() <= SPARE_BYTES_MAX {
-        spare.push(buffer);
-    }
 }

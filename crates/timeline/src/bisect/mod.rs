@@ -18,14 +18,13 @@ mod compare;
 mod finding;
 mod rig;
 
-use crate::capture::{Capture, disks_of};
+use crate::capture::Capture;
 use crate::checkpointing::bring_back;
 use crate::replay::{checked_guest, end_of};
 use crate::{Divergence, ReplayError, Tuning, Watcher};
 use base::Position;
 use compare::Shown;
 pub use compare::{Difference, Differences};
-use disk::Snapshot;
 pub use finding::{Cause, Finding};
 use recording::{Checkpoints, EventKind, HashCache, Recording, StateHash};
 use rig::{Interrupted, Parts, Rig, Sample, Way};
@@ -61,11 +60,11 @@ pub fn bisect(
     }
     let guest = Arc::new(checked_guest(recording, cache)?);
     let parts = Parts { recording, guest, tuning: *tuning, hashes, end: end_of(recording)? };
-    let afresh = Rig::new(&parts, Way::Afresh)?;
-    let pristine = disks_of(&afresh.session);
+    let mut afresh = Rig::new(&parts, Way::Afresh)?;
+    let start = afresh.keeper.capture(&mut afresh.session);
     // Damaged checkpoints leave the interval wider and nothing wrong.
     let checkpoints = Checkpoints::open(recording).unwrap_or(None);
-    let mut search = Search { parts: &parts, afresh, pristine, checkpoints, watcher };
+    let mut search = Search { parts: &parts, afresh, start, checkpoints, watcher };
     match search.run(divergence) {
         Ok(finding) => Ok(Some(finding)),
         Err(Ended::Interrupted) => Ok(None),
@@ -95,7 +94,8 @@ struct Search<'a, 'w> {
     parts: &'a Parts<'a>,
     /// Also used to look into captures; restored before anything else is done with it.
     afresh: Rig<'a>,
-    pristine: Vec<Snapshot>,
+    /// Power-on.
+    start: Capture,
     checkpoints: Option<Checkpoints>,
     watcher: &'w mut dyn Watcher,
 }
@@ -247,7 +247,7 @@ impl<'a> Search<'a, '_> {
 
     fn bring_back(&mut self, checkpoint: &recording::Checkpoint) -> Option<Capture> {
         let checkpoints = self.checkpoints.as_ref()?;
-        bring_back(&mut self.afresh.session, checkpoints, checkpoint, None, &self.pristine).ok()?
+        bring_back(&mut self.afresh.session, checkpoints, checkpoint, None, &self.start).ok()?
     }
 
     /// The hash of what was recorded at the end of a stretch, if that is known.
