@@ -139,10 +139,10 @@ fn a_deadlock_is_found_and_gdb_sees_a_thread_for_each_processor() {
     if !have("gdb") {
         return;
     }
-    let script = "set pagination off\nset confirm off\ninfo threads\nmonitor cpus\nstepi\nreverse-stepi\n\
+    let script = "info threads\nmonitor cpus\nstepi\nreverse-stepi\n\
         thread 2\nset $before = $rip\nstepi\nprint $_thread * 10 + ($rip != $before)\n\
         reverse-stepi\nprint $_thread * 10 + ($rip == $before)\nkill\nquit\n";
-    let told = place.piped(&["debug", recording, "--at", "95%"], script.as_bytes()).told();
+    let (_, told) = place.debugged(&[recording, "--at", "95%"], script);
     let threads = (0..3).filter(|cpu| told.contains(&format!("CPU#{cpu}"))).count();
     let listed = (0..3).filter(|cpu| told.contains(&format!("CPU {cpu}: "))).count();
     assert_eq!((threads, listed), (3, 3), "{told}");
@@ -157,10 +157,9 @@ fn a_missing_lock_of_a_kernel_module_is_found_and_gdb_walks_to_the_racing_store(
         return;
     }
     let module = sources().join("module");
-    let built = place.command(&["guest", "module", module.to_str().unwrap()]).output().unwrap();
-    if !built.status.success() {
-        missing(&format!("the module is not built: {}", String::from_utf8_lossy(&built.stderr)));
-        return;
+    let built = place.hindsight(&["guest", "module", module.to_str().unwrap()]);
+    if built.status != Some(0) {
+        return missing(&format!("the module is not built: {}", built.stderr));
     }
     let work = module.join("work.sh");
     let files = ["--file", "tickets.ko", "--file", work.to_str().unwrap()];
@@ -175,12 +174,30 @@ fn a_missing_lock_of_a_kernel_module_is_found_and_gdb_walks_to_the_racing_store(
 
     let script = std::fs::read_to_string(module.join("session.gdb")).unwrap();
     let recording = failing["recording"].as_str().unwrap();
-    let words = ["debug", recording, "--symbols", "tickets.ko"];
-    let told = place.piped(&words, script.as_bytes()).told();
+    let (_, told) = place.debugged(&[recording, "--symbols", "tickets.ko"], &script);
     // A store that takes numbers back; another processor's came between its load and it.
     assert!(told.contains("the racing store is in tickets_take: 1, and takes back: 1"), "{told}");
     assert!(told.contains("the store before is another's: 1, of this ticket or a later one: 1"), "{told}");
     assert!(told.contains("the load is the loser's: 1, of the number that both give: 1"), "{told}");
+}
+
+#[test]
+fn a_branch_of_several_processors_goes_on_as_its_parent_did_and_replays_exactly() {
+    let Some(place) = Place::new() else { return };
+    for (cpus, seed) in [("2", "0"), ("4", "23")] {
+        let parent = format!("./{cpus}");
+        let record = ["record", "-o", &parent, "--json", "--cpus", cpus, "--seed", seed];
+        let spaced = ["--checkpoint-every", "150000000", "--", WORK];
+        let recorded = place.json(&[&record[..], &spaced].concat(), 0);
+        // In the work, and while the kernel starts the other processors.
+        for at in ["97%", "30%"] {
+            let (from, branch) = (format!("{parent}@{at}"), format!("./{cpus}-{at}"));
+            let went = ["record", "-o", &branch, "--json", "--from", &from];
+            assert_eq!(facts(&place.json(&went, 0)), facts(&recorded), "{cpus} from {at}");
+            let replayed = place.json(&["replay", &branch, "--json", "--chaos", "3"], 0);
+            assert_eq!(facts(&replayed), facts(&recorded), "{cpus} from {at}");
+        }
+    }
 }
 
 #[test]

@@ -58,7 +58,7 @@ pub struct Options {
     /// A recording to travel in; without it one is made, of a guest that boots and does a little work
     #[arg(long)]
     pub recording: Option<PathBuf>,
-    /// Only rounds whose name begins with one of these, such as `gcc,crew`
+    /// Only pairs whose name begins with one of these, such as `gcc,crew`
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
     /// Numbers of processors for the guests of pairs and boots, which take one after the other

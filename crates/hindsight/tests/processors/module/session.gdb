@@ -1,5 +1,3 @@
-set pagination off
-set confirm off
 tbreak tickets_twice
 reverse-continue
 watch -location tickets_next
