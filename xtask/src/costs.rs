@@ -198,8 +198,8 @@ fn send(folder: &Path, port: u16) -> Result {
         std::thread::sleep(Duration::from_millis(20));
     }
     std::thread::sleep(Duration::from_secs(1));
-    let mut dice = crate::soak::Dice::new(1, 1);
-    let bytes: Vec<u8> = (0..SENT).map(|_| dice.roll(256) as u8).collect();
+    let mut dice = dice::Dice::new(1, 1);
+    let bytes: Vec<u8> = (0..SENT).map(|_| dice.byte()).collect();
     let mut stream = TcpStream::connect(("127.0.0.1", port)).map_err(|error| error.to_string())?;
     stream.write_all(&bytes).map_err(|error| error.to_string())
 }

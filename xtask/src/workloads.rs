@@ -10,16 +10,19 @@ use std::process::{Command, Stdio};
 /// On which disk, and how long.
 #[derive(Args)]
 pub struct Options {
-    /// A root image with gcc, libc6-dev, xz-utils, zstd, gzip, openssl, stress-ng, redis-server and
-    /// redis-tools, of `hindsight guest make`
+    /// A root image with gcc, libc6-dev, make, python3, xz-utils, zstd, gzip, openssl, stress-ng,
+    /// redis-server and redis-tools, of `hindsight guest make`
     #[arg(long)]
     root: PathBuf,
     /// Guest seconds that each stressor runs
     #[arg(long, default_value_t = 30)]
     seconds: u32,
-    /// Only workloads whose name begins with this
-    #[arg(long, default_value = "")]
-    only: String,
+    /// Processors of the guests; with more than one there are workloads for all of them
+    #[arg(long, default_value_t = 1)]
+    cpus: u32,
+    /// Only workloads whose name begins with one of these, such as `all,redis`
+    #[arg(long, value_delimiter = ',', default_value = "")]
+    only: Vec<String>,
 }
 
 /// A name, a command of the guest's shell, and what a good run says.
@@ -87,7 +90,82 @@ openssl genrsa -out key 2048 2>/dev/null; openssl rsa -in key -pubout -out publi
 head -c 100000 /dev/urandom >file; openssl dgst -sha256 -sign key -out signed file
 openssl dgst -sha256 -verify public -signature signed file"#;
 
-fn workloads(seconds: u32) -> Vec<Workload> {
+/// A project of sixty files, built by one job at a time and by one for each processor: to the byte
+/// the same.
+const MAKE: &str = r##"mkdir -p one all
+for i in $(seq 1 60); do
+  echo "#include <math.h>"
+  for j in $(seq 1 12); do
+    echo "double f${i}_$j(double x) { for (int k = 0; k < $j; k++) x = sqrt(x * $i + k) + (int)x % ($j + 3); return x; }"
+  done
+  [ $i -gt 1 ] && echo "double g$((i - 1))(double);" || echo "double g0(double x) { return x; }"
+  echo "double g$i(double x) { return g$((i - 1))(f${i}_1(x)) + f${i}_12(x); }"
+done | awk '/^#include/ { n++ } { print >"f" n ".c" }'
+echo '#include <stdio.h>
+double g60(double); int main(void) { printf("%.9f\n", g60(2)); }' >main.c
+cat >Makefile <<'END'
+OBJECTS := $(patsubst %.c,$(OUT)/%.o,$(wildcard *.c))
+$(OUT)/program: $(OBJECTS); gcc -o $@ $^ -lm
+$(OUT)/%.o: %.c; gcc -O2 -c -o $@ $<
+END
+make -s OUT=one; make -s -j$(nproc) OUT=all; ls all | wc -l
+for file in one/*; do cmp $file all/${file#one/}; done
+./one/program >a; ./all/program | cmp - a; cat a; echo both builds agree"##;
+
+/// Threads that contend for a lock and a queue, and hash with the interpreter's lock released;
+/// processes beside.
+const PYTHON: &str = r#"cat >a.py <<'END'
+import concurrent.futures as futures, hashlib, os, queue, threading
+N = os.cpu_count()
+def digest(i):
+    block, h = bytes([i]) * 100000, b""
+    for _ in range(60):
+        h = hashlib.sha256(block + h).digest()
+    return h
+want = [digest(i) for i in range(4 * N)]
+with futures.ThreadPoolExecutor(2 * N) as pool:
+    assert list(pool.map(digest, range(4 * N))) == want
+with futures.ProcessPoolExecutor(N) as pool:
+    assert list(pool.map(digest, range(4 * N))) == want
+lock, total, jobs, sums = threading.Lock(), 0, queue.Queue(8), []
+def add():
+    global total
+    for _ in range(20000):
+        with lock:
+            total += 1
+def take():
+    own = 0
+    while (job := jobs.get()) is not None:
+        own += job
+    sums.append(own)
+threads = [threading.Thread(target=f) for f in [add] * N + [take] * N]
+for t in threads: t.start()
+for i in range(20000): jobs.put(i)
+for _ in range(N): jobs.put(None)
+for t in threads: t.join()
+assert total == 20000 * N and sum(sums) == sum(range(20000)) and len(sums) == N
+print(N, "processors' threads agree")
+END
+python3 a.py"#;
+
+/// What keeps all processors of a guest busy.
+fn for_all(cpus: u32, seconds: u32) -> Vec<Workload> {
+    let counted = format!("test $(nproc) = {cpus}; grep -c ^processor /proc/cpuinfo; echo all are there");
+    let stressed = format!(
+        "stress-ng --verify --cpu 0 --matrix 0 --vm 0 --vm-bytes 64M --fork 0 --futex 0 --mutex 0 --pthread 0 \
+         --tlb-shootdown 0 --timeout {seconds}s --metrics-brief --temp-path . 2>&1"
+    );
+    [
+        ("all-nproc", counted, "all are there"),
+        ("all-stress", stressed, "successful run completed"),
+        ("all-make", MAKE.to_owned(), "both builds agree"),
+        ("all-python", PYTHON.to_owned(), "threads agree"),
+    ]
+    .map(|(name, command, says)| Workload { name: name.to_owned(), command, says })
+    .into()
+}
+
+fn workloads(cpus: u32, seconds: u32) -> Vec<Workload> {
     let fixed = [
         ("i386", I386, "thirty-two bits agree"),
         ("compressors", COMPRESSORS, "every round trip agrees"),
@@ -103,18 +181,19 @@ fn workloads(seconds: u32) -> Vec<Workload> {
         ),
         says: "successful run completed",
     });
-    fixed.into_iter().chain(stressors).collect()
+    let several = if cpus > 1 { for_all(cpus, seconds) } else { Vec::new() };
+    several.into_iter().chain(fixed).chain(stressors).collect()
 }
 
 /// Runs them all and says what each took.
 pub fn run(options: &Options) -> Result {
     let program = workspace::hindsight()?;
     let mut failures = Vec::new();
-    for workload in workloads(options.seconds) {
-        if !workload.name.starts_with(&options.only) {
+    for workload in workloads(options.cpus, options.seconds) {
+        if !options.only.iter().any(|only| workload.name.starts_with(only)) {
             continue;
         }
-        match one(&program, &options.root, &workload) {
+        match one(&program, options, &workload) {
             Ok(figures) => println!("{:16} {figures}", workload.name),
             Err(complaint) => {
                 println!("{:16} FAILED: {complaint}", workload.name);
@@ -125,13 +204,14 @@ pub fn run(options: &Options) -> Result {
     if failures.is_empty() { Ok(()) } else { Err(format!("failed: {}", failures.join(", "))) }
 }
 
-fn one(program: &Path, root: &Path, workload: &Workload) -> Result<String> {
+fn one(program: &Path, options: &Options, workload: &Workload) -> Result<String> {
     let console = std::env::temp_dir().join(format!("workload-{}-{}", workload.name, std::process::id()));
     let command = format!("mkdir -p /tmp/w; cd /tmp/w; set -e; {}", workload.command);
     let output = Command::new(program)
         .args(["run", "--json", "--memory", "1G", "--clock", "virtual", "--timeout", "3600"])
         .arg("--disk")
-        .arg(root)
+        .arg(&options.root)
+        .args(["--cpus", &options.cpus.to_string()])
         .arg("--console")
         .arg(&console)
         .args(["--", &command])
@@ -163,8 +243,9 @@ mod tests {
 
     #[test]
     fn every_workload_has_a_name_of_its_own_and_a_mark_of_success() {
-        let list = workloads(30);
-        assert_eq!(list.len(), 15);
+        assert_eq!(workloads(1, 30).len(), 15);
+        let list = workloads(4, 30);
+        assert_eq!(list.len(), 19);
         let mut names: Vec<_> = list.iter().map(|workload| &workload.name).collect();
         names.sort();
         names.dedup();

@@ -37,6 +37,11 @@ pub(crate) struct Framer {
 }
 
 impl Framer {
+    /// Whether no packet has begun that has not ended.
+    pub fn is_between(&self) -> bool {
+        matches!(self.state, State::Between)
+    }
+
     /// Takes the next byte; a frame when it ends one.
     pub fn push(&mut self, byte: u8) -> Option<Frame> {
         match (&self.state, byte) {

@@ -9,7 +9,7 @@
 //! The code map: `target` is the seam to the sessions below; `registers` and
 //! `description` say what gdb shows; `stub` and `resume` translate between gdbstub and a target;
 //! `monitor` holds the commands; `framing`, `wire` and `session` are the connection, from bytes to
-//! whole packets to a conversation; `script` is what a gdb that we start ourselves is told first.
+//! whole packets to a conversation, and `probe` all three without a socket; `script` is what a gdb that we start ourselves is told first.
 //!
 //! **What it may know:** the [`Target`] and sockets. **What it must never do:** move a machine by
 //! any other means than the target's `seek` and `run`, or change anything in history.
@@ -21,6 +21,7 @@ mod framing;
 mod listener;
 mod monitor;
 mod place;
+pub mod probe;
 mod registers;
 mod resume;
 mod script;

@@ -6,6 +6,7 @@
 
 use crate::stub::{Stub, cpu_of, thread_of};
 use crate::{CpuId, Direction, Stop, Stopped, TargetError, WatchKind};
+use base::GuestVirt;
 use gdbstub::common::{Signal, Tid};
 use gdbstub::stub::MultiThreadStopReason;
 use gdbstub::target::ext::base::multithread::{
@@ -33,13 +34,15 @@ pub(crate) enum Resume {
 impl Stub<'_> {
     /// Does what gdb asked for last.
     pub fn run(&mut self, interrupt: &dyn Fn() -> bool) -> Result<Stop, TargetError> {
-        match self.resume.clone() {
+        let stop = match self.resume.clone() {
             Resume::Continue => self.run_to(None, Direction::Forward, interrupt),
             Resume::Back => self.run_to(None, Direction::Back, interrupt),
-            Resume::Step(cpu) => self.run_to(Some(cpu), Direction::Forward, interrupt),
-            Resume::StepBack(cpu) => self.run_to(Some(cpu), Direction::Back, interrupt),
+            Resume::Step(cpu) => self.step(cpu, Direction::Forward, interrupt),
+            Resume::StepBack(cpu) => self.step(cpu, Direction::Back, interrupt),
             Resume::Range(cpu, range) => self.run_range(cpu, &range, interrupt),
-        }
+        };
+        self.lifted.clear();
+        stop
     }
 
     fn run_to(
@@ -55,6 +58,29 @@ impl Stub<'_> {
         let stop = self.target.run(&self.until, direction, interrupt);
         self.until.step = None;
         stop
+    }
+
+    /// One step.
+    ///
+    /// To continue from a breakpoint, gdb takes it out, steps, puts it in again and then continues. When
+    /// that step is answered with an end of history, gdb 13 stops (`TARGET_WAITKIND_NO_HISTORY` in
+    /// `handle_inferior_event` of gdb/infrun.c) without the `finish_step_over` that every other stop
+    /// has, and whatever it is asked to run next waits for that step for ever. So this step is
+    /// reported as one, and gdb hears of the end from the run that follows.
+    fn step(
+        &mut self,
+        cpu: CpuId,
+        direction: Direction,
+        interrupt: &dyn Fn() -> bool,
+    ) -> Result<Stop, TargetError> {
+        let (from, rip) = (self.target.position(), self.target.registers(cpu)?.rip);
+        let off_a_breakpoint = self.lifted.contains(&GuestVirt(rip));
+        let mut stop = self.run_to(Some(cpu), direction, interrupt)?;
+        let nowhere = matches!(stop.why, Stopped::Start | Stopped::End) && self.target.position() == from;
+        if nowhere && off_a_breakpoint {
+            stop.why = Stopped::Step;
+        }
+        Ok(stop)
     }
 
     fn run_range(

@@ -7,7 +7,7 @@
 
 use crate::framing::{self, PACKET_BYTES_MAX};
 use crate::stub::Stub;
-use crate::wire::{self, Event, QUEUE_MAX, Signals, Stream};
+use crate::wire::{self, Event, QUEUE_MAX, Signals};
 use crate::{Listener, Target};
 use gdbstub::conn::Connection;
 use gdbstub::stub::state_machine::GdbStubStateMachine;
@@ -64,7 +64,8 @@ pub fn serve(
             .name("gdb reader".into())
             .spawn_scoped(scope, move || wire::read(listener, client, signals, &sender))
             .map_err(ServeError::Thread)?;
-        let ended = Session::new(target, client, signals, notice).converse(&queue);
+        let send = |bytes: &[u8]| client.write_all(bytes);
+        let ended = Session::new(target, &send, signals, notice).converse(&queue);
         signals.finish();
         listener.stopper().wake();
         Ok(if listener.stopper().asked() { Ended::Stopped } else { ended })
@@ -108,9 +109,11 @@ struct Negotiated {
     resume_thread: Option<Vec<u8>>,
 }
 
-struct Session<'t, 'c> {
+/// One conversation, from whole packets to answers.
+pub(crate) struct Session<'t, 'c> {
     stub: Stub<'t>,
-    client: &'c Stream,
+    /// Sends bytes to the client.
+    client: &'c dyn Fn(&[u8]) -> io::Result<()>,
     signals: &'c Signals,
     notice: &'c mut dyn FnMut(&str),
     outbox: Outbox,
@@ -124,9 +127,9 @@ struct Session<'t, 'c> {
 }
 
 impl<'t, 'c> Session<'t, 'c> {
-    fn new(
+    pub fn new(
         target: &'t mut dyn Target,
-        client: &'c Stream,
+        client: &'c dyn Fn(&[u8]) -> io::Result<()>,
         signals: &'c Signals,
         notice: &'c mut dyn FnMut(&str),
     ) -> Self {
@@ -153,18 +156,25 @@ impl<'t, 'c> Session<'t, 'c> {
                 },
                 Err(_) => return Ended::Lost,
             };
-            let ended = match event {
-                Event::Closed => Some(Ended::Lost),
-                Event::Nack => self.send(self.last.clone()),
-                Event::Damaged if self.negotiated.no_ack => self.send(framing::invalid()),
-                Event::Damaged => self.write(b"-"),
-                Event::Packet(body, number) => self.packet(body, number),
-            };
-            if let Some(ended) = ended {
-                self.stub.reset();
+            if let Some(ended) = self.handle(event) {
                 return ended;
             }
         }
+    }
+
+    /// Answers what came; `Some` when the session is over.
+    pub fn handle(&mut self, event: Event) -> Option<Ended> {
+        let ended = match event {
+            Event::Closed => Some(Ended::Lost),
+            Event::Nack => self.send(self.last.clone()),
+            Event::Damaged if self.negotiated.no_ack => self.send(framing::invalid()),
+            Event::Damaged => self.write(b"-"),
+            Event::Packet(body, number) => self.packet(body, number),
+        };
+        if ended.is_some() {
+            self.stub.reset();
+        }
+        ended
     }
 
     /// Sends an answer; `Some` when the client is gone.
@@ -175,7 +185,7 @@ impl<'t, 'c> Session<'t, 'c> {
     }
 
     fn write(&self, bytes: &[u8]) -> Option<Ended> {
-        if bytes.is_empty() || self.client.write_all(bytes).is_ok() { None } else { Some(Ended::Lost) }
+        if bytes.is_empty() || (self.client)(bytes).is_ok() { None } else { Some(Ended::Lost) }
     }
 
     /// Answers a packet; `Some` when the session is over.

@@ -31,6 +31,8 @@ pub(crate) struct Stub<'t> {
     /// Breakpoints by kind; [`Conditions::breakpoints`] is the union.
     software: BTreeSet<GuestVirt>,
     hardware: BTreeSet<GuestVirt>,
+    /// Breakpoints that gdb took out since the last run.
+    pub lifted: BTreeSet<GuestVirt>,
     /// What ends the next run, but for steps.
     pub until: Conditions,
     /// What gdb asked for last.
@@ -47,6 +49,7 @@ impl<'t> Stub<'t> {
             target,
             software: BTreeSet::new(),
             hardware: BTreeSet::new(),
+            lifted: BTreeSet::new(),
             until: Conditions::default(),
             resume: Resume::Continue,
             physical: false,
@@ -58,6 +61,7 @@ impl<'t> Stub<'t> {
     pub fn reset(&mut self) {
         self.software.clear();
         self.hardware.clear();
+        self.lifted.clear();
         self.until = Conditions::default();
         self.physical = false;
     }
@@ -92,8 +96,9 @@ impl<'t> Stub<'t> {
         }
         if self.software.contains(&at) || self.hardware.contains(&at) {
             self.until.breakpoints.insert(at);
-        } else {
-            self.until.breakpoints.remove(&at);
+            self.lifted.remove(&at);
+        } else if self.until.breakpoints.remove(&at) {
+            self.lifted.insert(at);
         }
         true
     }

@@ -1,10 +1,11 @@
 //! A real gdb debugs the toy machine, forwards and backwards.
 
+mod driver;
 mod toy;
 
+use driver::{Talk, have_gdb, talk};
 use gdb::Ended;
 use std::fmt::Write;
-use toy::driver::{Talk, have_gdb, talk};
 use toy::{CELL, CODE, DATA, PHYSICAL, SUBROUTINE, Toy};
 
 const LENGTH: usize = 1000;
@@ -125,6 +126,27 @@ fn history_has_two_ends() {
     let rip = |at: usize| format!("{:#x}", toy.history[at].registers.rip);
     assert_eq!(said(&talk), [rip(0), rip(LENGTH), rip(LENGTH), rip(LENGTH - 1)]);
     assert_eq!(talk.text.matches("No more reverse-execution history").count(), 3, "{}", talk.text);
+}
+
+/// gdb 13 hangs when the step off a breakpoint is answered with an end of history.
+#[test]
+fn the_ends_of_history_may_have_breakpoints() {
+    if !have_gdb() {
+        return;
+    }
+    let toy = Toy::new(LENGTH);
+    let rip = |at: usize| format!("{:#x}", toy.history[at].registers.rip);
+    for command in ["break", "hbreak"] {
+        let script = format!(
+            "{command} *$pc\nreverse-continue\n{WHERE}stepi\n{WHERE}reverse-stepi\nreverse-stepi\n{WHERE}delete\n\
+             monitor seek end\n{command} *$pc\ncontinue\n{WHERE}reverse-stepi\n{WHERE}stepi\nstepi\n{WHERE}"
+        );
+        let talk = talk(&mut Toy::new(LENGTH), &script);
+        let expected = [0, 1, 0, LENGTH, LENGTH - 1, LENGTH].map(rip);
+        assert_eq!(said(&talk), expected, "{}", talk.text);
+        let told = talk.text.matches("No more reverse-execution history").count();
+        assert!(told >= 2, "both runs tell of the end:\n{}", talk.text);
+    }
 }
 
 #[test]

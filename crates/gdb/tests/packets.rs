@@ -2,9 +2,8 @@
 
 mod toy;
 
+use dice::Dice;
 use gdb::{Address, Ended, Listener, serve};
-use rand_pcg::Pcg64Mcg;
-use rand_pcg::rand_core::{Rng, SeedableRng};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -203,12 +202,50 @@ const SEEDS: &[&str] = &[
     "qRcmd,7365656b20353025",
     "T1",
     "vMustReplyEmpty",
+    "D",
+    "k",
 ];
+
+/// One of the seeds, damaged more or less.
+fn damaged(dice: &mut Dice) -> Vec<u8> {
+    let mut body = dice.pick(SEEDS).as_bytes().to_vec();
+    for _ in 0..dice.below(4) {
+        let place = dice.below(body.len() + 1);
+        match dice.below(3) {
+            0 => body.insert(place, dice.byte()),
+            1 if place < body.len() => drop(body.remove(place)),
+            _ => body.truncate(place),
+        }
+    }
+    body
+}
+
+/// What the fuzz target `gdb` does, from seeds.
+#[test]
+fn random_conversations_are_answered_in_whole_packets_to_their_end() {
+    let mut ends = std::collections::BTreeMap::<String, u32>::new();
+    for seed in 0..600 {
+        let mut dice = Dice::new(seed, 0);
+        let mut bytes = Vec::new();
+        for _ in 0..1 + dice.below(30) {
+            if dice.percent(10) {
+                bytes.push(0);
+                bytes.extend((0..dice.below(40)).map(|_| dice.pick(b"$#+-\x03}*g0aZ")));
+            } else {
+                bytes.extend(damaged(&mut dice));
+            }
+            bytes.push(b'\n');
+        }
+        let ended = gdb::probe::conversation(&bytes, &mut Toy::new(64));
+        *ends.entry(format!("{ended:?}")).or_default() += 1;
+    }
+    assert!(ends["None"] > 100, "they get somewhere: {ends:?}");
+}
 
 #[test]
 fn random_and_damaged_packets_neither_crash_nor_silence_it() {
     let seed = 7;
-    let mut random = Pcg64Mcg::seed_from_u64(seed);
+    let mut dice = Dice::new(seed, 0);
     let mut toy = Toy::new(200);
     let ended = with_client(&mut toy, |address| {
         let mut client = Client::connect(address);
@@ -216,15 +253,7 @@ fn random_and_damaged_packets_neither_crash_nor_silence_it() {
         for round in 0..400 {
             let mut bytes = Vec::new();
             for _ in 0..8 {
-                let mut body = SEEDS[random.next_u32() as usize % SEEDS.len()].as_bytes().to_vec();
-                for _ in 0..random.next_u32() % 4 {
-                    let place = random.next_u32() as usize % (body.len() + 1);
-                    match random.next_u32() % 3 {
-                        0 => body.insert(place, random.next_u32() as u8),
-                        1 if place < body.len() => drop(body.remove(place)),
-                        _ => body.truncate(place),
-                    }
-                }
+                let body = damaged(&mut dice);
                 if matches!(body.first(), Some(b'k' | b'D')) {
                     continue; // a client may well leave
                 }
@@ -233,9 +262,7 @@ fn random_and_damaged_packets_neither_crash_nor_silence_it() {
                 bytes.extend(&body);
                 bytes.extend(format!("#{sum:02x}").bytes());
             }
-            let mut noise = vec![0; random.next_u32() as usize % 3000];
-            random.fill_bytes(&mut noise);
-            bytes.extend(noise);
+            bytes.extend((0..dice.below(3000)).map(|_| dice.byte()).collect::<Vec<_>>());
             bytes.extend(b"$#00");
             // However that ended, the next question has an answer.
             bytes.extend(packet(&format!("qRcmd,{:02x}", b'#')));

@@ -1,12 +1,12 @@
 //! A real gdb makes 2,000 random moves, and must always arrive where a model says.
 
+mod driver;
 mod toy;
 
 use base::Position;
-use rand_pcg::Pcg64Mcg;
-use rand_pcg::rand_core::{Rng, SeedableRng};
+use dice::Dice;
+use driver::{have_gdb, talk};
 use std::fmt::Write;
-use toy::driver::{have_gdb, talk};
 use toy::{CELL, CODE, DATA, LOOP, SUBROUTINE, Toy};
 
 const LENGTH: usize = 3000;
@@ -54,13 +54,9 @@ impl Model<'_> {
     }
 }
 
-fn below(random: &mut Pcg64Mcg, limit: usize) -> usize {
-    (random.next_u64() % limit as u64) as usize
-}
-
 /// The next move as gdb commands, carried out in the model too.
-fn choose(random: &mut Pcg64Mcg, model: &mut Model<'_>) -> String {
-    match below(random, 12) {
+fn choose(dice: &mut Dice, model: &mut Model<'_>) -> String {
+    match dice.below(12) {
         0 => {
             model.forward(1);
             "stepi\n".into()
@@ -70,12 +66,12 @@ fn choose(random: &mut Pcg64Mcg, model: &mut Model<'_>) -> String {
             "reverse-stepi\n".into()
         }
         2 => {
-            let count = 1 + below(random, 30);
+            let count = 1 + dice.below(30);
             model.forward(count);
             format!("stepi {count}\n")
         }
         3 => {
-            let count = 1 + below(random, 30);
+            let count = 1 + dice.below(30);
             model.back(count);
             format!("reverse-stepi {count}\n")
         }
@@ -88,7 +84,7 @@ fn choose(random: &mut Pcg64Mcg, model: &mut Model<'_>) -> String {
             "reverse-continue\n".into()
         }
         8 => {
-            model.at = below(random, LENGTH + 1);
+            model.at = dice.below(LENGTH + 1);
             format!("monitor seek {}\n", model.at)
         }
         9 => {
@@ -97,19 +93,19 @@ fn choose(random: &mut Pcg64Mcg, model: &mut Model<'_>) -> String {
             "delete\n".into()
         }
         10 if model.breakpoints.len() < 4 => {
-            let place = below(random, LOOP as usize + 7) as u64;
+            let place = dice.below(LOOP as usize + 7) as u64;
             let at = if place < LOOP { CODE + 4 * place } else { SUBROUTINE + 4 * (place - LOOP) };
             if model.breakpoints.contains(&at) {
                 return String::new();
             }
             model.breakpoints.push(at);
-            let command = if below(random, 2) == 0 { "break" } else { "hbreak" };
+            let command = if dice.below(2) == 0 { "break" } else { "hbreak" };
             format!("{command} *{at:#x}\n")
         }
         11 if model.watch.is_none() => {
-            let (start, bytes) = if below(random, 2) == 0 { (CELL, 8) } else { (DATA, 32) };
+            let (start, bytes) = if dice.below(2) == 0 { (CELL, 8) } else { (DATA, 32) };
             let (command, reads, writes) =
-                [("watch", false, true), ("rwatch", true, false), ("awatch", true, true)][below(random, 3)];
+                [("watch", false, true), ("rwatch", true, false), ("awatch", true, true)][dice.below(3)];
             model.watch = Some((start, bytes, reads, writes));
             format!("{command} *(char(*)[{bytes}]){start:#x}\n")
         }
@@ -123,13 +119,13 @@ fn two_thousand_random_moves_arrive_where_they_should() {
         return;
     }
     let seed: u64 = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(4);
-    let mut random = Pcg64Mcg::seed_from_u64(seed);
+    let mut dice = Dice::new(seed, 0);
     let mut toy = Toy::new(LENGTH);
     gdb::Target::seek(&mut toy, Position::from_count(1500)).expect("a place in history");
     let mut model = Model { toy: &toy, at: 1500, breakpoints: Vec::new(), watch: None };
     let (mut script, mut expected) = (String::new(), Vec::new());
     for number in 0..MOVES {
-        let commands = choose(&mut random, &mut model);
+        let commands = choose(&mut dice, &mut model);
         let state = model.state(&model.toy.memory_at(model.at));
         expected.push((format!("{number} {state}"), commands.clone()));
         let _ = writeln!(

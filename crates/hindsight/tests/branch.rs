@@ -3,22 +3,22 @@
 //! Each test records a small Debian guest. Without it (no apt, no network) the tests are skipped
 //! with a message, but never in CI.
 
-mod support;
+mod place;
 
 use base::Position;
 use machine::{Input, Moment};
+use place::past::{hash, open};
+use place::{Place, RECORD, facts};
 use recording::{End, EndReason, EventKind, HashCache, Recording, StateHash};
 use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
-use support::{Place, facts};
 use timeline::{
     Ended, Every, Host, HostFailed, Recorder, Replay, ReplayStop, Spacing, Target, Travel, Tuning, Watcher,
     run_live,
 };
 
-const RECORD: [&str; 7] = ["record", "--json", "--memory", "256M", "--checkpoint-every", "150000000", "-o"];
 const BRANCH: [&str; 5] = ["record", "--json", "--checkpoint-every", "150000000", "-o"];
 
 #[test]
@@ -36,7 +36,7 @@ fn without_new_input_a_branch_ends_as_its_parent_did_and_leaves_it_untouched() {
     let branch = place.json(&[&BRANCH[..], &["./branch", "--from", "./parent@60%"]].concat(), 7);
     assert_eq!(facts(&branch), facts(&parent));
     let packed = ["pack", "./parent", "-o", "./parent.hindsight"];
-    place.hindsight(&packed, 0);
+    place.hindsight(&packed).with_status(0);
     assert_eq!(place.hashes("parent"), before, "the parent was touched");
 
     // The branch is whole by itself, and can have branches.
@@ -45,7 +45,7 @@ fn without_new_input_a_branch_ends_as_its_parent_did_and_leaves_it_untouched() {
     assert_eq!(facts(&replayed), facts(&parent));
     let twig = place.json(&[&BRANCH[..], &["./twig", "--from", "./branch@90%"]].concat(), 7);
     assert_eq!(facts(&twig), facts(&parent));
-    let info = String::from_utf8(place.hindsight(&["info", "./twig"], 0).stdout).unwrap();
+    let info = String::from_utf8(place.hindsight(&["info", "./twig"]).with_status(0).stdout).unwrap();
     let ancestors: Vec<&str> = info.lines().filter(|line| line.starts_with("branched off")).collect();
     assert_eq!(ancestors.len(), 2, "{info}");
     assert!(ancestors[0].contains("branch") && ancestors[1].contains("not there any more"), "{info}");
@@ -71,8 +71,7 @@ fn what_cannot_be_branched_is_refused_in_a_line() {
         (&["run", "--from", "./parent@5", "--", "true"], "cannot be used with"),
         (&["run", "--from", "./parent@5", "--net", "user"], "no network card"),
     ] {
-        let output = place.hindsight(words, 2);
-        let told = String::from_utf8(output.stderr).unwrap();
+        let told = place.hindsight(words).with_status(2).stderr;
         assert!(told.contains(complaint) && told.trim_end().lines().count() == 1, "{words:?}: {told}");
     }
     assert!(!place.path("x").exists(), "nothing is left of a recording that never began");
@@ -116,8 +115,7 @@ impl Host for Typist {
 /// and what was shown.
 fn branch(parent: &Path, at: Position, text: &'static str, folder: &Path) -> (StateHash, String) {
     std::fs::create_dir(folder).unwrap();
-    let recording = Recording::open(parent).unwrap();
-    let mut travel = Travel::open(recording, &Tuning::default(), &mut HashCache::for_user()).unwrap();
+    let mut travel = open(parent);
     travel.seek(at).unwrap();
     let (mut session, past) = travel.go_live().unwrap();
     let mut recorder =
@@ -182,9 +180,9 @@ fn the_same_input_leads_to_the_same_future_and_another_to_another() {
         assert_eq!(replay.run(Target::End, &mut Nobody).unwrap(), ReplayStop::End);
         assert!(replay.hashes_checked() > 2, "{}", replay.hashes_checked());
         assert_eq!(replay.session_mut().state_hash().unwrap(), end, "{name}");
-        let mut travel = Travel::open(recording, &Tuning::default(), &mut HashCache::for_user()).unwrap();
+        let mut travel = open(&place.path(name));
         travel.seek(Position::from_count(at.count() - 12_345_678)).unwrap();
-        common.push(travel.session_mut().state_hash().unwrap());
+        common.push(hash(&mut travel));
     }
     assert!(common.iter().all(|hash| *hash == common[0]), "{common:?}");
 }

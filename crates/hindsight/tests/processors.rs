@@ -3,92 +3,36 @@
 //! Each test boots Debian's kernel; without it (no apt, no network) or without gcc they are skipped
 //! with a message, but never in CI. `HINDSIGHT_TEST_CACHE` names a cache folder to reuse.
 
+mod place;
+
 use base::GuestVirt;
+use place::{Place, facts, have, missing};
 use recording::{HashCache, Recording};
-use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::process::Command;
 use timeline::{Hit, Pause, Travel, Tuning, Until, WatchRange};
 
 /// Where programs are linked to: no other program's addresses are there.
 const TEXT: &str = "0x77000000";
 
-fn in_ci() -> bool {
-    std::env::var_os("CI").is_some_and(|value| value == "true")
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/processors")
 }
 
-/// Where the small guest is kept, when it can be had.
-fn cache() -> Option<&'static Path> {
-    static CACHE: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let obtain = || {
-        let folder = std::env::var_os("HINDSIGHT_TEST_CACHE")
-            .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"), PathBuf::from);
-        let small = guest::Cache::at(folder.join("hindsight"));
-        match guest::SmallGuest::obtain(&small, guest::Flavour::Cloud, &mut |_| {}) {
-            Ok(_) => Some(folder),
-            Err(error) => {
-                assert!(!in_ci(), "no guest to test with: {error}");
-                eprintln!("skipped, there is no guest to test with: {error}");
-                None
-            }
-        }
-    };
-    CACHE.get_or_init(obtain).as_deref()
-}
-
-/// A folder to work in, and a user whose data is there.
-struct Place {
-    folder: tempfile::TempDir,
-    cache: &'static Path,
-}
-
-impl Place {
-    fn new() -> Option<Self> {
-        Some(Self { cache: cache()?, folder: tempfile::tempdir().unwrap() })
+/// A program of `tests/processors`, built for a guest, and its symbols; `None` without a compiler.
+fn program(place: &Place, name: &str) -> Option<BTreeMap<String, u64>> {
+    if !have("gcc") {
+        return None;
     }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hindsight"));
-        command.args(words).current_dir(self.folder.path()).stdin(Stdio::null());
-        command.env("XDG_CACHE_HOME", self.cache).env("XDG_DATA_HOME", self.folder.path().join("data"));
-        command
-    }
-
-    #[track_caller]
-    fn hindsight(&self, words: &[&str], status: i32) -> Output {
-        let output = self.command(words).output().unwrap();
-        let (told, shown) =
-            (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
-        assert_eq!(output.status.code(), Some(status), "{words:?}:\n{told}\n{shown}");
-        output
-    }
-
-    #[track_caller]
-    fn json(&self, words: &[&str], status: i32) -> Value {
-        serde_json::from_slice(&self.hindsight(words, status).stdout).unwrap()
-    }
-}
-
-/// A program of `tests/processors` as a line for the guest's shell, and its symbols; `None` without
-/// a compiler.
-fn program(place: &Place, name: &str) -> Option<(String, BTreeMap<String, u64>)> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/processors").join(format!("{name}.c"));
-    let built = place.folder.path().join(name);
+    let built = place.path(name);
     let gcc = Command::new("gcc")
         .args(["-O1", "-nostdlib", "-static", "-no-pie", "-fno-stack-protector", "-fcf-protection=none"])
         .args(["-fno-asynchronous-unwind-tables", "-Wl,-z,norelro,-z,noseparate-code,--build-id=none"])
         .arg(format!("-Wl,-Ttext-segment={TEXT}"))
         .arg("-o")
-        .args([&built, &source])
+        .args([&built, &sources().join(format!("{name}.c"))])
         .status();
-    if gcc.is_err() {
-        assert!(!in_ci(), "gcc is missing");
-        eprintln!("skipped, gcc is missing");
-        return None;
-    }
     assert!(gcc.unwrap().success(), "{name} does not compile");
     let nm = Command::new("nm").arg(&built).output().unwrap().stdout;
     let symbol = |line: &str| {
@@ -96,16 +40,7 @@ fn program(place: &Place, name: &str) -> Option<(String, BTreeMap<String, u64>)>
         let address = u64::from_str_radix(words.next()?, 16).ok()?;
         Some((words.nth(1)?.to_owned(), address))
     };
-    let symbols = String::from_utf8(nm).unwrap().lines().filter_map(symbol).collect();
-    let pack = format!("strip -o {0}.s {0} && gzip -9nc {0}.s | base64 -w0", built.display());
-    let packed = Command::new("sh").args(["-c", &pack]).output().unwrap().stdout;
-    let packed = String::from_utf8(packed).unwrap();
-    let line = format!("echo {packed} | base64 -d | gunzip >/tmp/it; chmod +x /tmp/it; timeout 2 /tmp/it");
-    Some((line, symbols))
-}
-
-fn facts(summary: &Value) -> Vec<Value> {
-    ["instructions", "guest_seconds", "state_hash"].map(|name| summary[name].clone()).to_vec()
+    Some(String::from_utf8(nm).unwrap().lines().filter_map(symbol).collect())
 }
 
 const WORK: &str = "nproc; dmesg | grep -E 'WARNING|BUG|Call Trace|unstable|stall'; \
@@ -118,26 +53,27 @@ fn debians_kernel_uses_every_processor_and_a_replay_is_exact() {
         let folder = format!("./of-{cpus}");
         let record = ["record", "-o", &folder, "--cpus", cpus, "--seed", seed, "--json", "--console", "seen"];
         let recorded = place.json(&[&record[..], &["--", WORK]].concat(), 0);
-        let seen = std::fs::read_to_string(place.folder.path().join("seen")).unwrap();
+        let seen = std::fs::read_to_string(place.path("seen")).unwrap();
         let lines: Vec<&str> = seen.lines().collect();
         assert_eq!((lines[0], lines.len()), (cpus, 7), "{seen}");
         let replayed = place.json(&["replay", &folder, "--json", "--chaos", "5", "--console", "again"], 0);
         assert_eq!(facts(&replayed), facts(&recorded));
-        assert_eq!(std::fs::read_to_string(place.folder.path().join("again")).unwrap(), seen);
+        assert_eq!(std::fs::read_to_string(place.path("again")).unwrap(), seen);
     }
 }
 
 #[test]
 fn a_lost_update_is_found_and_its_recording_leads_to_the_racing_instructions() {
     let Some(place) = Place::new() else { return };
-    let Some((line, symbols)) = program(&place, "lost-update") else { return };
-    let explore = ["explore", "--cpus", "4", "--seeds", "1..60", "--stop-after", "1", "--json", "--", &line];
-    let report = place.json(&explore, 6);
+    let Some(symbols) = program(&place, "lost-update") else { return };
+    let job = ["--cpus", "4", "--json", "--file", "lost-update", "--", "timeout 2 ./lost-update"];
+    let explore = ["explore", "--seeds", "1..200", "--stop-after", "1"];
+    let report = place.json(&[&explore[..], &job].concat(), 6);
     let failing = &report["failing"][0];
     assert_eq!(failing["exit_status"], 1, "{report}");
     // Each time again.
     let seed = failing["seed"].to_string();
-    let again = place.json(&["run", "--cpus", "4", "--seed", &seed, "--json", "--", &line], 1);
+    let again = place.json(&[&["run", "--seed", &seed], &job[..]].concat(), 1);
     assert_eq!(again["state_hash"], failing["state_hash"]);
     let recording = failing["recording"].as_str().unwrap();
     let replayed = place.json(&["replay", recording, "--json"], 0);
@@ -190,46 +126,61 @@ fn find_lost_update(travel: &mut Travel, symbols: &BTreeMap<String, u64>) -> u32
 #[test]
 fn a_deadlock_is_found_and_gdb_sees_a_thread_for_each_processor() {
     let Some(place) = Place::new() else { return };
-    let Some((line, _)) = program(&place, "deadlock") else { return };
-    place.hindsight(&["run", "--cpus", "3", "--", &line], 0);
-    let explore = [
-        "explore",
-        "--cpus",
-        "3",
-        "--seeds",
-        "1..60",
-        "--stop-after",
-        "1",
-        "-o",
-        "dead",
-        "--json",
-        "--",
-        &line,
-    ];
-    let report = place.json(&explore, 6);
+    if program(&place, "deadlock").is_none() {
+        return;
+    }
+    let job = ["--cpus", "3", "--file", "deadlock", "--", "timeout 2 ./deadlock"];
+    place.hindsight(&[&["run"], &job[..]].concat()).with_status(0);
+    let explore = ["explore", "--seeds", "1..200", "--stop-after", "1", "-o", "dead", "--json"];
+    let report = place.json(&[&explore[..], &job].concat(), 6);
     assert_eq!(report["failing"][0]["exit_status"], 143, "timeout's: {report}");
     let recording = report["failing"][0]["recording"].as_str().unwrap();
     assert!(recording.contains("/dead-seed-"), "{recording}");
-    if Command::new("gdb").arg("--version").stdout(Stdio::null()).status().is_err() {
-        assert!(!in_ci(), "gdb is missing");
-        eprintln!("skipped, gdb is missing");
+    if !have("gdb") {
         return;
     }
     let script = "set pagination off\nset confirm off\ninfo threads\nmonitor cpus\nstepi\nreverse-stepi\n\
         thread 2\nset $before = $rip\nstepi\nprint $_thread * 10 + ($rip != $before)\n\
         reverse-stepi\nprint $_thread * 10 + ($rip == $before)\nkill\nquit\n";
-    let mut command = place.command(&["debug", recording, "--at", "95%"]);
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let told =
-        format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let told = place.piped(&["debug", recording, "--at", "95%"], script.as_bytes()).told();
     let threads = (0..3).filter(|cpu| told.contains(&format!("CPU#{cpu}"))).count();
     let listed = (0..3).filter(|cpu| told.contains(&format!("CPU {cpu}: "))).count();
     assert_eq!((threads, listed), (3, 3), "{told}");
     // All are busy, so a step of a thread that does not have its turn goes through others' turns.
     assert!(told.contains("$1 = 21") && told.contains("$2 = 21"), "{told}");
+}
+
+#[test]
+fn a_missing_lock_of_a_kernel_module_is_found_and_gdb_walks_to_the_racing_store() {
+    let Some(place) = Place::new() else { return };
+    if !["gdb", "gcc", "make"].into_iter().all(have) {
+        return;
+    }
+    let module = sources().join("module");
+    let built = place.command(&["guest", "module", module.to_str().unwrap()]).output().unwrap();
+    if !built.status.success() {
+        missing(&format!("the module is not built: {}", String::from_utf8_lossy(&built.stderr)));
+        return;
+    }
+    let work = module.join("work.sh");
+    let files = ["--file", "tickets.ko", "--file", work.to_str().unwrap()];
+    let job = [&files[..], &["--cpus", "2", "--json", "--", "sh work.sh"]].concat();
+    let explore = ["explore", "--seeds", "1..200", "--stop-after", "1"];
+    let report = place.json(&[&explore[..], &job].concat(), 6);
+    let failing = &report["failing"][0];
+    assert_eq!(failing["exit_status"], 1, "{report}");
+    let seed = failing["seed"].to_string();
+    let again = place.json(&[&["run", "--seed", &seed], &job[..]].concat(), 1);
+    assert_eq!(again["state_hash"], failing["state_hash"]);
+
+    let script = std::fs::read_to_string(module.join("session.gdb")).unwrap();
+    let recording = failing["recording"].as_str().unwrap();
+    let words = ["debug", recording, "--symbols", "tickets.ko"];
+    let told = place.piped(&words, script.as_bytes()).told();
+    // A store that takes numbers back; another processor's came between its load and it.
+    assert!(told.contains("the racing store is in tickets_take: 1, and takes back: 1"), "{told}");
+    assert!(told.contains("the store before is another's: 1, of this ticket or a later one: 1"), "{told}");
+    assert!(told.contains("the load is the loser's: 1, of the number that both give: 1"), "{told}");
 }
 
 #[test]
@@ -242,7 +193,7 @@ fn what_cannot_be_explored_is_refused() {
         &["explore", "-o", "a/b", "--", "true"],
         &["run", "--cpus", "17", "--", "true"],
     ] {
-        place.hindsight(words, 2);
+        place.hindsight(words).with_status(2);
     }
-    place.hindsight(&["explore", "--seeds", "3", "--cpus", "2", "--", "test $(nproc) = 2"], 0);
+    place.hindsight(&["explore", "--seeds", "3", "--cpus", "2", "--", "test $(nproc) = 2"]).with_status(0);
 }

@@ -8,33 +8,25 @@
 //! `HINDSIGHT_TEST_COUNT` is how many moves (2,000 for the full measure), `SEED` which, and
 //! `HINDSIGHT_TEST_RECORDING` a recording to move in instead of a fresh one.
 
-mod support;
+mod place;
 
 use base::{GuestVirt, Position};
-use recording::{HashCache, Recording};
+use dice::Dice;
+use place::Place;
+use place::past::open;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
-use support::Place;
-use timeline::{Pause, Travel, Tuning, Until};
+use timeline::{Pause, Travel, Until};
 
 /// Instructions in a window.
 const WINDOW: usize = 6000;
 /// A stop that takes longer than this is a hang.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((u128::from(self.0) * below as u128) >> 64) as usize
-    }
-}
 
 /// General registers in gdb's order, RIP, and RFLAGS.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,7 +90,7 @@ impl Window {
             states.iter().map(|state| state.0[7] & !7).filter(|sp| sp >> 47 != 0).collect();
         let mut words: Vec<(u64, Vec<Option<u64>>)> = Vec::new();
         for _ in 0..2.min(stacks.len()) {
-            words.push((stacks[dice.roll(stacks.len())], Vec::new()));
+            words.push((stacks[dice.below(stacks.len())], Vec::new()));
         }
         travel.seek(Position::from_count(first)).unwrap();
         let mut again = Vec::new();
@@ -354,19 +346,19 @@ impl Walker<'_> {
 
     /// Runs somewhere far and interrupts that, or lets it reach the end of history.
     fn far(&mut self, dice: &mut Dice, back: bool) {
-        if dice.roll(4) != 0 {
+        if dice.below(4) != 0 {
             return;
         }
         let from = self.at();
         self.done.push(format!("far {} from {from}", if back { "bc" } else { "c" }));
         self.client.send(if back { "bc" } else { "c" });
-        std::thread::sleep(Duration::from_millis(dice.roll(60) as u64));
+        std::thread::sleep(Duration::from_millis(dice.below(60) as u64));
         self.client.interrupt();
         let stop = self.client.stop();
         let (at, state) = (self.check("an interrupt stops"), self.client.state());
         assert!(if back { at <= from } else { at >= from }, "{stop} at {at}\n{:#?}", self.tail());
         // The place is what it is, wherever one comes from.
-        let elsewhere = self.window.first + dice.roll(WINDOW) as u64;
+        let elsewhere = self.window.first + dice.below(WINDOW) as u64;
         self.seek(elsewhere);
         // A breakpoint in a handler may hold the machine behind the position's state.
         if stop.contains("T02") {
@@ -393,10 +385,10 @@ impl Walker<'_> {
     }
 
     fn breakpoint(&mut self, dice: &mut Dice) {
-        let kind = dice.roll(2) == 0;
+        let kind = dice.below(2) == 0;
         let number = usize::from(!kind);
         if self.breakpoints.len() < 3 {
-            let at = self.window.states[dice.roll(WINDOW)].rip();
+            let at = self.window.states[dice.below(WINDOW)].rip();
             self.done.push(format!("Z{number} {at:x}"));
             assert_eq!(self.client.ask(&format!("Z{number},{at:x},1")), "OK");
             self.breakpoints.insert((at, kind));
@@ -415,7 +407,7 @@ impl Walker<'_> {
                 assert_eq!(self.client.ask(&packet), "OK");
             }
             None if !words.is_empty() => {
-                let (word, kind) = (dice.roll(words.len()), [b'2', b'3', b'4'][dice.roll(3)]);
+                let (word, kind) = (dice.below(words.len()), [b'2', b'3', b'4'][dice.below(3)]);
                 self.done.push(format!("watch {:x} kind {}", words[word].0, char::from(kind)));
                 let packet = format!("Z{},{:x},8", char::from(kind), words[word].0);
                 assert_eq!(self.client.ask(&packet), "OK");
@@ -428,7 +420,7 @@ impl Walker<'_> {
     /// What does not move.
     fn look(&mut self, dice: &mut Dice) {
         let at = self.at();
-        match dice.roll(6) {
+        match dice.below(6) {
             0 => assert!(self.client.monitor("checkpoints").contains("checkpoints")),
             1 => {
                 self.client.monitor(&format!("bookmark place-{}", at % 10));
@@ -463,22 +455,22 @@ impl Walker<'_> {
     }
 
     fn go(&mut self, dice: &mut Dice) {
-        match dice.roll(20) {
+        match dice.below(20) {
             0..4 => self.step(false),
             4..8 => self.step(true),
             8..11 => self.run(dice, false),
             11..14 => self.run(dice, true),
             14 => {
-                let to = self.window.first + dice.roll(WINDOW) as u64;
+                let to = self.window.first + dice.below(WINDOW) as u64;
                 self.seek(to);
             }
             15 | 16 => self.breakpoint(dice),
             17 => self.watchpoint(dice),
             18 => self.look(dice),
-            _ if dice.roll(10) == 0 => {
-                let to = dice.roll(self.end as usize) as u64;
+            _ if dice.below(10) == 0 => {
+                let to = dice.below(self.end as usize) as u64;
                 self.seek(to);
-                let back = self.window.first + dice.roll(WINDOW) as u64;
+                let back = self.window.first + dice.below(WINDOW) as u64;
                 self.seek(back);
             }
             _ => self.step(false),
@@ -486,40 +478,29 @@ impl Walker<'_> {
     }
 }
 
-fn recorded(place: &Place) -> PathBuf {
-    if let Some(path) = std::env::var_os("HINDSIGHT_TEST_RECORDING") {
-        return path.into();
-    }
-    let job = "for i in 1 2 3 4 5 6 7 8 9; do echo $i | sha256sum; done; ls -l /bin | wc -l";
-    let record = ["record", "--memory", "256M", "--checkpoint-every", "200000000", "-o", "./rec", "--", job];
-    place.hindsight(&record, 0);
-    place.path("rec")
-}
-
 #[test]
 fn random_moves_stop_where_they_should() {
     let Some(place) = Place::new() else { return };
     let number = |name: &str, or: u64| std::env::var(name).map_or(or, |text| text.parse().unwrap());
     let (count, seed) = (number("HINDSIGHT_TEST_COUNT", 240), number("SEED", 3));
-    let mut dice = Dice(seed);
-    let recording = recorded(&place);
-    let opened = Recording::open(&recording).unwrap();
-    let mut travel = Travel::open(opened, &Tuning::default(), &mut HashCache::for_user()).unwrap();
+    let mut dice = Dice::new(seed, 0);
+    let recording = place.recorded();
+    let mut travel = open(&recording);
     let end = travel.end().count();
     // Early in the run, where the kernel starts; then where processes run.
-    let mut places: Vec<u64> = (0..3).map(|_| dice.roll(end as usize - 2 * WINDOW) as u64).collect();
+    let mut places: Vec<u64> = (0..3).map(|_| dice.below(end as usize - 2 * WINDOW) as u64).collect();
     places.sort_unstable();
     let windows: Vec<Window> =
         places.iter().map(|first| Window::explore(&mut travel, *first, &mut dice)).collect();
     let server = Server::start(&place, &recording);
     let mut moves = 0;
     while moves < count {
-        let window = &windows[dice.roll(windows.len())];
+        let window = &windows[dice.below(windows.len())];
         let client = Client::connect(&server.address);
         let (breakpoints, watch) = (BTreeSet::new(), None);
         let mut walker =
             Walker { server: &server, client, window, end, breakpoints, watch, done: Vec::new() };
-        walker.seek(window.first + dice.roll(WINDOW) as u64);
+        walker.seek(window.first + dice.below(WINDOW) as u64);
         for _ in 0..60.min(count - moves) {
             walker.go(&mut dice);
             moves += 1;

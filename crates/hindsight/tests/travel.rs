@@ -1,120 +1,69 @@
 //! Moving in the past of a recording: wherever one comes from, a position is one state.
 //!
-//! Each run records a small Debian guest once. Without it (no apt, no network) the tests are skipped
-//! with a message, but never in CI. `HINDSIGHT_TEST_CACHE` names a cache folder to reuse, and
-//! `HINDSIGHT_TEST_RECORDING` a recording to travel in instead.
+//! Each run records a small Debian guest once.
+
+mod place;
 
 use base::Position;
-use recording::{HashCache, Recording, StateHash};
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use dice::Dice;
+use place::past::{back_to, hash, open, run_to, sought, straight};
+use place::{Place, have};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
-use timeline::{Hit, Pause, Travel, Tuning, Until, WatchRange};
-
-fn in_ci() -> bool {
-    std::env::var_os("CI").is_some_and(|value| value == "true")
-}
+use timeline::{Hit, Pause, Travel, Until, WatchRange};
 
 /// The recording to travel in, made on first use; `None` when there is no guest to make one of.
-fn recorded() -> Option<&'static Path> {
-    static RECORDED: OnceLock<Option<PathBuf>> = OnceLock::new();
-    RECORDED.get_or_init(record).as_deref()
+fn recorded() -> Option<&'static (Place, PathBuf)> {
+    static RECORDED: OnceLock<Option<(Place, PathBuf)>> = OnceLock::new();
+    let record = || {
+        let place = Place::new()?;
+        let recording = place.recorded();
+        Some((place, recording))
+    };
+    RECORDED.get_or_init(record).as_ref()
 }
 
-fn cache() -> PathBuf {
-    std::env::var_os("HINDSIGHT_TEST_CACHE")
-        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"), PathBuf::from)
+fn past() -> Option<Travel> {
+    recorded().map(|(_, recording)| open(recording))
 }
 
-fn record() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("HINDSIGHT_TEST_RECORDING") {
-        return Some(path.into());
-    }
-    let small = guest::Cache::at(cache().join("hindsight"));
-    if let Err(error) = guest::SmallGuest::obtain(&small, guest::Flavour::Cloud, &mut |_| {}) {
-        assert!(!in_ci(), "no guest to test with: {error}");
-        eprintln!("skipped, there is no guest to test with: {error}");
-        return None;
-    }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("travel-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&folder);
-    let job = "for i in 1 2 3 4 5 6 7 8 9; do echo $i | sha256sum; done; ls -l /bin | wc -l";
-    let status = Command::new(env!("CARGO_BIN_EXE_hindsight"))
-        .args(["record", "--memory", "256M", "--checkpoint-every", "200000000", "-o"])
-        .arg(&folder)
-        .args(["--", job])
-        .env("XDG_CACHE_HOME", cache())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .status()
-        .unwrap();
-    assert!(status.success(), "recording failed: {status}");
-    Some(folder)
-}
-
-fn open() -> Option<Travel> {
-    let recording = Recording::open(recorded()?).unwrap();
-    Some(Travel::open(recording, &Tuning::default(), &mut HashCache::for_user()).unwrap())
-}
-
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((u128::from(self.0) * u128::from(below)) >> 64) as u64
-    }
-}
-
-fn hash(travel: &mut Travel) -> StateHash {
-    travel.session_mut().state_hash().unwrap()
-}
-
-fn median(mut times: Vec<Duration>) -> (Duration, Duration) {
-    times.sort();
-    (times[times.len() / 2], times[times.len() - 1])
-}
-
+/// `HINDSIGHT_TEST_COUNT` says how many positions, and `SEED` which.
 #[test]
 fn a_position_is_one_state_wherever_one_comes_from() {
-    let Some(mut travel) = open() else { return };
-    let count = std::env::var("HINDSIGHT_TEST_COUNT").map_or(12, |count| count.parse().unwrap());
-    let mut dice = Dice(5);
+    let Some((_, recording)) = recorded() else { return };
+    let number = |name: &str, or: u64| std::env::var(name).map_or(or, |text| text.parse().unwrap());
+    let (count, seed) = (number("HINDSIGHT_TEST_COUNT", 12), number("SEED", 5));
+    let mut dice = Dice::new(seed, 0);
+    let mut travel = open(recording);
     let end = travel.end().count();
-    let positions: Vec<u64> = (0..count).map(|_| dice.roll(end)).collect();
-    // The reference: straight through, no checkpoint used.
-    let sorted: BTreeSet<u64> = positions.iter().copied().collect();
-    let mut straight = open().unwrap();
-    let mut expected = BTreeMap::new();
-    for at in sorted {
-        let until = Until { position: Some(Position::from_count(at)), ..Until::default() };
-        assert_eq!(straight.run_until(&until, &|| false).unwrap(), Pause::Position);
-        expected.insert(at, hash(&mut straight));
-    }
-    let mut seeks = Vec::new();
-    let mut steps = Vec::new();
-    for at in positions {
-        let begun = Instant::now();
-        travel.seek(Position::from_count(at)).unwrap();
-        seeks.push(begun.elapsed());
-        assert_eq!(hash(&mut travel), expected[&at], "sought {at}");
-        for _ in 0..8 {
-            let begun = Instant::now();
-            let until = Until {
-                position: Some(Position::from_count(travel.position().count().saturating_sub(1))),
-                ..Until::default()
-            };
-            travel.run_back_until(&until, &|| false).unwrap();
-            steps.push(begun.elapsed());
+    let positions: Vec<u64> = (0..count).map(|_| dice.under(end)).collect();
+    let expected = straight(recording, &positions);
+    for (n, at) in positions.into_iter().enumerate() {
+        // Like a debugger: from far away, from a little later, from a little earlier, and by steps.
+        sought(&mut travel, [at], &expected);
+        let (later, earlier, steps) = (dice.under(20_000_000), dice.under(20_000_000), dice.below(9) as u64);
+        run_to(&mut travel, end.min(at + later).max(at + 1));
+        back_to(&mut travel, at);
+        assert_eq!(hash(&mut travel), expected[&at], "seed {seed}, back to {at} from {later} later");
+        back_to(&mut travel, at.saturating_sub(earlier));
+        if travel.position().count() < at {
+            run_to(&mut travel, at);
         }
-        let until = Until { position: Some(Position::from_count(at)), ..Until::default() };
-        travel.run_until(&until, &|| false).unwrap();
-        assert_eq!(hash(&mut travel), expected[&at], "stepped to {at}");
+        assert_eq!(hash(&mut travel), expected[&at], "seed {seed}, on to {at} from {earlier} earlier");
+        for step in 1..=steps.min(at) {
+            back_to(&mut travel, at - step);
+        }
+        while travel.position().count() < at {
+            let next = travel.position().count() + 1;
+            run_to(&mut travel, next);
+        }
+        assert_eq!(hash(&mut travel), expected[&at], "seed {seed}, {steps} steps back from {at} and forth");
+        if (n + 1) % 100 == 0 {
+            eprintln!("{} positions", n + 1);
+        }
     }
-    eprintln!("seek median and worst: {:?}; step back: {:?}", median(seeks), median(steps));
+    eprintln!("{count} positions with seed {seed}: each the same state by four ways and by a straight run");
 }
 
 /// Spoils stored pages in every third chunk of a page store, and nothing that is read when it is opened
@@ -159,7 +108,7 @@ fn a_checkpoint_with_unreadable_pages_leads_to_no_other_state() {
 
 #[test]
 fn running_back_finds_what_running_forward_met_last() {
-    let Some(mut travel) = open() else { return };
+    let Some(mut travel) = past() else { return };
     let end = travel.end().count();
     let from = Position::from_count(end / 2);
     travel.seek(from).unwrap();
@@ -189,9 +138,7 @@ fn running_back_finds_what_running_forward_met_last() {
     }
     way_back.dedup_by_key(|(at, _)| *at);
     for expected in way_back.into_iter().rev() {
-        let begun = Instant::now();
         let pause = travel.run_back_until(&until, &|| false).unwrap();
-        eprintln!("back to {expected:?} in {:?}", begun.elapsed());
         let Pause::Hit(hit) = pause else { panic!("{pause:?} instead of {expected:?}") };
         assert_eq!((travel.position(), hit), expected);
     }
@@ -199,28 +146,13 @@ fn running_back_finds_what_running_forward_met_last() {
 
 #[test]
 fn gdb_walks_back_to_the_last_call_of_a_function_and_forward_again() {
-    let Some(recording) = recorded() else { return };
-    if Command::new("gdb").arg("--version").stdout(Stdio::null()).status().is_err() {
-        assert!(!in_ci(), "gdb is missing");
-        eprintln!("skipped, gdb is missing");
+    let Some((place, recording)) = recorded() else { return };
+    if !have("gdb") {
         return;
     }
-    let commands = "set pagination off\nset confirm off\nbreak do_sys_openat2\nreverse-continue\nbt 3\n\
+    let commands = "break do_sys_openat2\nreverse-continue\nbt 3\n\
         reverse-stepi\nreverse-stepi\nstepi\nstepi\ninfo symbol $pc\nmonitor when\nkill\nquit\n";
-    let mut child = Command::new(env!("CARGO_BIN_EXE_hindsight"))
-        .arg("debug")
-        .arg(recording)
-        .args(["--at", "90%"])
-        .env("XDG_CACHE_HOME", cache())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    let told = format!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let (text, told) = place.debugged(&[recording.to_str().unwrap(), "--at", "90%"], commands);
     assert!(text.contains("Breakpoint 1, "), "no stop at the breakpoint:\n{told}");
     let symbol = text.lines().filter(|line| line.contains("do_sys_openat2 in section")).count();
     assert_eq!(symbol, 1, "two steps back and two forward lead to the same place:\n{told}");

@@ -1,20 +1,15 @@
 //! The tutorial, as it stands in docs/tutorial.md: the module is built, the guest dies, gdb finds out.
 
-mod support;
+mod place;
 
+use place::{Place, have, missing};
 use std::path::Path;
-use std::process::Stdio;
-use support::{Place, in_ci};
 
 #[test]
 fn the_last_writer_of_a_broken_list_is_found_as_the_tutorial_says() {
     let Some(place) = Place::new() else { return };
-    for tool in ["gdb", "make", "gcc"] {
-        if std::process::Command::new(tool).arg("--version").stdout(Stdio::null()).status().is_err() {
-            assert!(!in_ci(), "{tool} is missing");
-            eprintln!("skipped, {tool} is missing");
-            return;
-        }
+    if !["gdb", "make", "gcc"].into_iter().all(have) {
+        return;
     }
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
     let sources = docs.join("tutorial");
@@ -23,29 +18,20 @@ fn the_last_writer_of_a_broken_list_is_found_as_the_tutorial_says() {
     let shown: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("(gdb) ")).collect();
     assert_eq!(shown, script.lines().collect::<Vec<_>>(), "the tutorial and its script differ");
 
-    let built = place.command(&["guest", "module", sources.to_str().unwrap()]).output().unwrap();
-    if !built.status.success() {
-        let told = String::from_utf8_lossy(&built.stderr);
-        assert!(!in_ci(), "the module is not built: {told}");
-        eprintln!("skipped, the module is not built: {told}");
-        return;
+    let built = place.hindsight(&["guest", "module", sources.to_str().unwrap()]);
+    if built.status != Some(0) {
+        return missing(&format!("the module is not built: {}", built.stderr));
     }
     let work = sources.join("work.sh");
     let record = ["record", "-o", "./ledger", "--file", "ledger.ko", "--file", work.to_str().unwrap(), "--"];
-    let recorded = place.hindsight(&[&record[..], &["sh", "work.sh"]].concat(), 3);
+    let recorded = place.hindsight(&[&record[..], &["sh", "work.sh"]].concat()).with_status(3);
     let console = String::from_utf8_lossy(&recorded.stdout);
     assert!(
         console.contains("Fatal exception in interrupt") && !console.contains("all is well"),
         "{console}"
     );
 
-    let output = place
-        .command(&["debug", "./ledger", "--symbols", "ledger.ko"])
-        .stdin(std::fs::File::open(sources.join("session.gdb")).unwrap())
-        .output()
-        .unwrap();
-    let told = [output.stdout, output.stderr].concat();
-    let told = String::from_utf8_lossy(&told).replace('\n', " ");
+    let told = place.piped(&["debug", "./ledger", "--symbols", "ledger.ko"], script.as_bytes()).told();
     let words: Vec<&str> = told.split_whitespace().collect();
     let told = words.join(" ");
     for expected in [

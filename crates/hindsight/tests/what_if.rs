@@ -1,14 +1,12 @@
 //! Branches in memory: changing something in the past and seeing what would have happened.
 
-mod support;
+mod place;
 
 use base::{GuestPhys, Position};
-use recording::{HashCache, Recording, StateHash};
-use std::io::Write;
-use std::process::{Command, Stdio};
+use place::past::{back_to, hash, open, run_to};
+use place::{Place, RECORD, have};
 use std::sync::OnceLock;
-use support::{Place, in_ci};
-use timeline::{Change, ChangeError, Pause, Travel, Tuning, Until};
+use timeline::{Change, ChangeError, Pause, Until};
 
 /// A recording of a guest that got no input.
 fn place() -> Option<&'static Place> {
@@ -16,32 +14,16 @@ fn place() -> Option<&'static Place> {
     let place = PLACE.get_or_init(|| {
         let place = Place::new()?;
         let job = "for i in 1 2 3 4; do echo $i | sha256sum; done; sleep 1; echo done";
-        let record =
-            ["record", "--memory", "256M", "--checkpoint-every", "200000000", "-o", "./rec", "--", job];
-        place.hindsight(&record, 0);
+        place.json(&[&RECORD[..], &["./rec", "--", job]].concat(), 0);
         Some(place)
     });
     place.as_ref()
 }
 
-fn open(place: &Place) -> Travel {
-    let recording = Recording::open(&place.path("rec")).unwrap();
-    Travel::open(recording, &Tuning::default(), &mut HashCache::for_user()).unwrap()
-}
-
-fn hash(travel: &mut Travel) -> StateHash {
-    travel.session_mut().state_hash().unwrap()
-}
-
-fn run_to(travel: &mut Travel, at: u64) -> Pause {
-    let until = Until { position: Some(Position::from_count(at)), ..Until::default() };
-    travel.run_until(&until, &|| false).unwrap()
-}
-
 #[test]
 fn a_branch_without_a_change_is_history_over_again_up_to_its_end() {
     let Some(place) = place() else { return };
-    let mut travel = open(place);
+    let mut travel = open(&place.path("rec"));
     let end = travel.end();
     let middle = end.count() * 6 / 10;
     travel.seek(end).unwrap();
@@ -67,7 +49,7 @@ fn a_branch_without_a_change_is_history_over_again_up_to_its_end() {
 #[test]
 fn what_is_changed_stays_changed_on_the_way_back_and_forth_and_history_does_not_change() {
     let Some(place) = place() else { return };
-    let mut travel = open(place);
+    let mut travel = open(&place.path("rec"));
     let middle = travel.end().count() * 7 / 10;
     travel.seek(Position::from_count(middle)).unwrap();
     let here = hash(&mut travel);
@@ -94,8 +76,7 @@ fn what_is_changed_stays_changed_on_the_way_back_and_forth_and_history_does_not_
         assert_eq!(hash(&mut travel), begun);
         travel.seek(Position::from_count(middle + 3_500_000)).unwrap();
         assert_eq!(hash(&mut travel), after);
-        let back = Until { position: Some(Position::from_count(middle + 3_000_000)), ..Until::default() };
-        travel.run_back_until(&back, &|| false).unwrap();
+        back_to(&mut travel, middle + 3_000_000);
         assert_eq!(hash(&mut travel), changed);
     }
     // A change further back gives up what followed, the second change too.
@@ -109,25 +90,14 @@ fn what_is_changed_stays_changed_on_the_way_back_and_forth_and_history_does_not_
 #[test]
 fn gdb_writes_in_a_branch_and_not_in_history() {
     let Some(place) = place() else { return };
-    if Command::new("gdb").arg("--version").stdout(Stdio::null()).status().is_err() {
-        assert!(!in_ci(), "gdb is missing");
-        eprintln!("skipped, gdb is missing");
+    if !have("gdb") {
         return;
     }
-    let commands = "set pagination off\nset confirm off\nset $r15 = 1\nset {char}$rsp = 77\n\
+    let commands = "set $r15 = 1\nset {char}$rsp = 77\n\
         monitor branch\nset {char}$rsp = 77\nprint {char}$rsp\nset $rax = 0x1234\nstepi\nreverse-stepi\n\
         print \"rax\"\nprint/x $rax\nset $cr3 = 0\nmonitor type \"x\\n\"\nmonitor info\nreverse-continue\n\
         monitor history\nprint/x $rax == 0x1234\nmonitor history\nkill\nquit\n";
-    let mut child = place
-        .command(&["debug", "./rec", "--at", "60%"])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    let told = format!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let (_, told) = place.debugged(&["./rec", "--at", "60%"], commands);
     assert!(told.matches("begin a branch here with `monitor branch`").count() >= 2, "{told}");
     for expected in [
         "a branch begins at position",

@@ -79,8 +79,7 @@ fn length(bytes: &[u8]) -> Result<usize, TooLong> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand_pcg::Pcg64;
-    use rand_pcg::rand_core::Rng;
+    use dice::Dice;
 
     fn stream(frames: &[Vec<u8>]) -> Vec<u8> {
         frames.iter().flat_map(|frame| header(frame).into_iter().chain(frame.iter().copied())).collect()
@@ -89,8 +88,8 @@ mod tests {
     #[test]
     fn frames_survive_every_way_of_chopping_the_stream_up() {
         for seed in 0..200 {
-            let mut dice = Pcg64::new(seed, 1);
-            let mut roll = |most: usize| dice.next_u64() as usize % (most + 1);
+            let mut dice = Dice::new(seed, 1);
+            let mut roll = |most: usize| dice.below(most + 1);
             let frames: Vec<Vec<u8>> = (0..20)
                 .map(|i| {
                     let most = if i == 7 { *FRAME_BYTES.end() } else { 40 };

@@ -16,7 +16,6 @@
 mod campaign;
 mod case;
 mod compare;
-mod dice;
 mod engine;
 mod executor;
 mod flags;

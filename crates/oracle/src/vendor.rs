@@ -4,11 +4,12 @@
 //! with the same results but for two encodings, and but for how much of some instructions is done
 //! by the time they fault: which of a gather's mask elements are cleared, whether the return address
 //! of a call to a non-canonical place is stored, whether an unmasked x87 exception comes before the
-//! store's page fault, whether a SHA operand's alignment is looked at before its page. Nothing else is left out, and on hosts of the model's vendor nothing at all.
+//! store's page fault, whether an operand's alignment or its segment's limit is looked at before its
+//! page, whether MOVSXD reads two bytes or four for a 16-bit register. Nothing else is left out, and on hosts of the model's vendor nothing at all.
 
-use crate::case::Case;
+use crate::case::{Case, Mode};
 use crate::compare::faulted_in;
-use crate::outcome::{Ending, Outcome};
+use crate::outcome::{Ending, Outcome, vector};
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic};
 use std::arch::x86_64::__cpuid;
 use std::sync::LazyLock;
@@ -41,11 +42,17 @@ fn differs_always(case: &Case) -> bool {
 
 fn differs_in_faults(case: &Case, expected: &Outcome, got: &Outcome) -> bool {
     [expected, got].into_iter().any(|outcome| {
-        let faulted =
-            if matches!(outcome.ending, Ending::Fault(_)) { faulted_in(case, outcome) } else { None };
-        faulted.is_some_and(|instruction| is_vendors_affair(&instruction))
+        let Ending::Fault(fault) = outcome.ending else { return false };
+        // An operand that runs over the end of a 4 GiB segment exceeds its limit, or wraps around.
+        let wraps = fault.cr2 < OPERAND_MAX || fault.cr2.abs_diff(1 << 32) <= OPERAND_MAX;
+        let over = case.mode == Mode::Compatibility && fault.vector == vector::PF && wraps;
+        let instruction = faulted_in(case, outcome);
+        over || fault.vector == vector::AC || instruction.is_some_and(|i| is_vendors_affair(&i))
     })
 }
+
+/// Bytes of the largest operand whose place may matter: FXSAVE's.
+const OPERAND_MAX: u64 = 512;
 
 /// Whether what is left behind by this instruction's fault differs between vendors.
 fn is_vendors_affair(instruction: &Instruction) -> bool {
@@ -66,4 +73,5 @@ fn is_vendors_affair(instruction: &Instruction) -> bool {
         || instruction.is_call_near_indirect()
         || stores && (mmx || x87_store || mnemonic == Vcvtps2ph)
         || matches!(mnemonic, Maskmovdqu | Vmaskmovdqu | Maskmovq)
+        || instruction.code() == Code::Movsxd_r16_rm16
 }

@@ -1,9 +1,9 @@
 //! A case: a machine, a hostile guest and what comes from outside, all from one seed.
 
-use crate::dice::Dice;
 use crate::firmware::{self, Sane, start};
 use crate::layout::{self, selector};
 use crate::stage::{self, Kind, Stage};
+use dice::Dice;
 use machine::{ClockCorrection, Idle, Input, Rate};
 use x86::Level;
 use x86::control::{cr0, cr4, efer, xcr0};

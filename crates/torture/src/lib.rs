@@ -21,7 +21,6 @@
 
 mod assemble;
 mod case;
-mod dice;
 mod firmware;
 mod judge;
 mod layout;

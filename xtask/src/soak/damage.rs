@@ -2,9 +2,9 @@
 //!
 //! Each must be refused with one line that names a file of it, or replay exactly.
 
-use super::Dice;
 use super::place::{Outcome, Place};
 use crate::Result;
+use dice::Dice;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -80,7 +80,7 @@ fn spoil(rec: &Path, other: &Path, dice: &mut Dice) -> std::io::Result<String> {
         "checkpoints.log",
         "pages.store",
     ];
-    let mut name = names[dice.roll(names.len() as u64) as usize].to_owned();
+    let mut name = names[dice.under(names.len() as u64) as usize].to_owned();
     if !rec.join(&name).exists() {
         // Generations of pages have numbers in their names.
         let found =
@@ -91,15 +91,15 @@ fn spoil(rec: &Path, other: &Path, dice: &mut Dice) -> std::io::Result<String> {
     let path = rec.join(&name);
     let mut bytes = fs::read(&path)?;
     let length = bytes.len() as u64;
-    let done = match dice.roll(10) {
+    let done = match dice.under(10) {
         0..=4 => {
-            let flips = 1 + dice.roll(3);
-            let bits: Vec<u64> = (0..flips).map(|_| dice.roll(length * 8)).collect();
+            let flips = 1 + dice.under(3);
+            let bits: Vec<u64> = (0..flips).map(|_| dice.under(length * 8)).collect();
             bits.iter().for_each(|bit| bytes[(bit / 8) as usize] ^= 1 << (bit % 8));
             format!("bits {bits:?} flipped")
         }
         5 | 6 => {
-            let at = dice.roll(length);
+            let at = dice.under(length);
             bytes.truncate(at as usize);
             format!("cut at {at}")
         }
@@ -108,8 +108,8 @@ fn spoil(rec: &Path, other: &Path, dice: &mut Dice) -> std::io::Result<String> {
             "taken from another recording".to_owned()
         }
         8 => {
-            let (at, count) = (dice.roll(length) as usize, 1 + dice.roll(64) as usize);
-            let garbage: Vec<u8> = (0..count).map(|_| dice.roll(256) as u8).collect();
+            let (at, count) = (dice.under(length) as usize, 1 + dice.under(64) as usize);
+            let garbage: Vec<u8> = (0..count).map(|_| dice.under(256) as u8).collect();
             bytes.splice(at..at, garbage);
             format!("{count} bytes inserted at {at}")
         }

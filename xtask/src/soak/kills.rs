@@ -3,9 +3,9 @@
 //! What had left the guest a tenth of a second before the kill has to be in the replay, which has
 //! to run to the last event and show nothing that was not shown.
 
-use super::Dice;
 use super::place::{Outcome, Place};
 use crate::Result;
+use dice::Dice;
 use std::io::Read;
 use std::path::Path;
 use std::process::Stdio;
@@ -25,9 +25,9 @@ pub fn round(place: &Place, folder: &Path, dice: &mut Dice) -> Outcome {
 }
 
 fn kill(place: &Place, folder: &Path, dice: &mut Dice) -> Result<String> {
-    let clock = ["virtual", "host"][dice.roll(2) as usize];
-    let at_work = dice.roll(4) > 0;
-    let after = Duration::from_millis(dice.roll(if at_work { 1500 } else { 5000 }));
+    let clock = ["virtual", "host"][dice.under(2) as usize];
+    let at_work = dice.under(4) > 0;
+    let after = Duration::from_millis(dice.under(if at_work { 1500 } else { 5000 }));
     let words = ["record", "-o", "./rec", "--memory", "128M", "--clock", clock, "--", JOB];
     let mut child = place.spawn(folder, &words, Stdio::null())?;
     let mut stdout = child.stdout.take().ok_or("no standard output")?;

@@ -6,15 +6,17 @@
 
 mod boots;
 mod damage;
-mod gdb;
 mod kills;
 mod pairs;
 pub mod place;
+mod seeds;
 #[cfg(test)]
 mod tests;
+mod travelling;
 
 use crate::Result;
 use clap::{Args, ValueEnum};
+use dice::Dice;
 use place::{Outcome, Place};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -30,8 +32,12 @@ pub enum Kind {
     Kills,
     /// Recordings damaged at random: an error naming file and place, or an exact replay
     Damage,
+    /// Races that `explore` finds: a failing seed has to fail each time
+    Seeds,
     /// Random moves of a debugger: every stop has to be where the truth says; a round is one move
     Gdb,
+    /// Random positions: each has to be the same state from wherever one comes; a round is one position
+    Positions,
 }
 
 /// `cargo xtask soak`
@@ -49,63 +55,51 @@ pub struct Options {
     /// without it, what needs it is left out
     #[arg(long)]
     pub root: Option<PathBuf>,
-    /// Only rounds whose name begins with this, such as `gcc`
+    /// A recording to travel in; without it one is made, of a guest that boots and does a little work
     #[arg(long)]
-    pub only: Option<String>,
+    pub recording: Option<PathBuf>,
+    /// Only rounds whose name begins with one of these, such as `gcc,crew`
+    #[arg(long, value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Numbers of processors for the guests of pairs and boots, which take one after the other
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub cpus: Vec<u32>,
     /// Busy threads beside, to load the host
     #[arg(long, default_value_t = 0)]
     pub load: usize,
-}
-
-/// Numbers that follow from a seed (PCG would do as well; this needs no crate).
-pub struct Dice(u64);
-
-impl Dice {
-    /// For round `round` of a soak.
-    pub fn new(seed: u64, round: u64) -> Self {
-        let mut dice =
-            Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ round.wrapping_mul(0xd1b5_4a32_d192_ed03));
-        dice.roll(2);
-        dice
-    }
-
-    /// From 0 up to, but not including, `below`.
-    pub fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((u128::from(mixed ^ (mixed >> 31)) * u128::from(below)) >> 64) as u64
-    }
 }
 
 /// Soaks, telling each failure as it comes and the sum at the end.
 pub fn soak(options: &Options) -> Result {
     let place = Place::new(options.root.clone())?;
     let _load = place::Load::begin(options.load);
-    if options.kind == Kind::Gdb {
-        return gdb::moves(options.count, options.seed);
+    match options.kind {
+        Kind::Gdb => travelling::test("random_gdb", options),
+        Kind::Positions => travelling::test("travel", options),
+        _ => run(&place, options),
     }
-    run(&place, options)
 }
 
 fn run(place: &Place, options: &Options) -> Result {
     let begun = Instant::now();
     let mut failures = 0;
     let mut told = std::collections::BTreeMap::<String, u64>::new();
-    let shared = match options.kind {
-        Kind::Damage => Some(damage::Prepared::new(place)?),
-        _ => None,
-    };
+    let (mut to_damage, mut seeds) = (None, None);
+    match options.kind {
+        Kind::Damage => to_damage = Some(damage::Prepared::new(place)?),
+        Kind::Seeds => seeds = Some(seeds::Prepared::new(place)?),
+        _ => {}
+    }
     for round in 0..options.count {
         let mut dice = Dice::new(options.seed, round);
         let folder = place.folder_of_round(round)?;
         let outcome = match options.kind {
-            Kind::Pairs => pairs::round(place, &folder, options.only.as_deref(), round, &mut dice),
-            Kind::Boots => boots::round(place, &folder, round, &mut dice),
+            Kind::Pairs => pairs::round(place, &folder, options, round, &mut dice),
+            Kind::Boots => boots::round(place, &folder, &options.cpus, round, &mut dice),
             Kind::Kills => kills::round(place, &folder, &mut dice),
-            Kind::Damage => damage::round(place, &folder, shared.as_ref(), &mut dice),
-            Kind::Gdb => return Err("moves of a debugger are no rounds".into()),
+            Kind::Damage => damage::round(place, &folder, to_damage.as_ref(), &mut dice),
+            Kind::Seeds => seeds::round(place, &folder, seeds.as_ref(), round),
+            Kind::Gdb | Kind::Positions => return Err("these are tests of their own".into()),
         };
         let Outcome { name, result } = outcome;
         match result {

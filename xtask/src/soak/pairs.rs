@@ -4,9 +4,10 @@
 //! and show the same console. It runs with other translations than the recorder had: half of the
 //! time with caches dropped at random, sometimes with a small code cache.
 
-use super::Dice;
-use super::place::{Outcome, Place, free_port, type_slowly};
+use super::Options;
+use super::place::{Outcome, Place, free_port, named, type_slowly};
 use crate::Result;
+use dice::Dice;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -24,11 +25,23 @@ enum Mix {
     Stress,
     Curl,
     Iperf,
+    Crew,
+    Forks,
 }
 
 impl Mix {
-    const ALL: [Mix; 8] =
-        [Mix::Boot, Mix::Systemd, Mix::Session, Mix::Gcc, Mix::Redis, Mix::Stress, Mix::Curl, Mix::Iperf];
+    const ALL: [Mix; 10] = [
+        Mix::Boot,
+        Mix::Systemd,
+        Mix::Session,
+        Mix::Gcc,
+        Mix::Redis,
+        Mix::Stress,
+        Mix::Curl,
+        Mix::Iperf,
+        Mix::Crew,
+        Mix::Forks,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -40,16 +53,18 @@ impl Mix {
             Mix::Stress => "stress-ng",
             Mix::Curl => "curl",
             Mix::Iperf => "iperf3",
+            Mix::Crew => "crew",
+            Mix::Forks => "forks",
         }
     }
 
     fn needs_root(self) -> bool {
-        !matches!(self, Mix::Boot | Mix::Session)
+        !matches!(self, Mix::Boot | Mix::Session | Mix::Crew | Mix::Forks)
     }
 
     /// What runs in the guest.
     fn job(self, dice: &mut Dice) -> String {
-        let n = |dice: &mut Dice, from: u64, to: u64| from + dice.roll(to - from);
+        let n = |dice: &mut Dice, from: u64, to: u64| from + dice.under(to - from);
         match self {
             Mix::Boot => format!(
                 "uname -a; seq 1 {} | gzip | gunzip | md5sum; dd if=/dev/urandom bs=1k count=9 2>/dev/null | md5sum; \
@@ -73,37 +88,59 @@ impl Mix {
             ),
             Mix::Stress => {
                 let kinds = ["cpu", "vm", "fork", "pipe", "switch", "mmap", "timer", "sigsegv", "matrix", "vecmath"];
-                let kind = kinds[dice.roll(kinds.len() as u64) as usize];
+                let kind = kinds[dice.under(kinds.len() as u64) as usize];
                 format!("stress-ng --verify --{kind} 2 --{kind}-ops {} 2>&1 | tail -n 4", n(dice, 5, 60))
             }
             Mix::Curl => "cd /usr/bin; echo serving; timeout 60 python3 -c 'import http.server as h; \
                  s = h.HTTPServer((\"\", 8000), h.SimpleHTTPRequestHandler); s.handle_request(); s.handle_request()'"
                 .to_owned(),
             Mix::Iperf => "echo serving; timeout 60 iperf3 -s -1 | tail -n 4".to_owned(),
+            Mix::Crew => format!(
+                "nproc; ./crew {} {} & ./crew {} {} & wait; cat /proc/interrupts",
+                n(dice, 1, 7),
+                n(dice, 8, 100),
+                n(dice, 1, 5),
+                n(dice, 8, 50)
+            ),
+            Mix::Forks => format!(
+                "nproc; for j in $(seq 1 {}); do (for i in $(seq 1 {}); do (:); done; echo $j; seq 1 {} | md5sum) & done; \
+                 wait; seq 1 {} >/tmp/a; sort -r /tmp/a | sort -n | cmp - /tmp/a && cat /proc/stat /proc/interrupts",
+                n(dice, 2, 7),
+                n(dice, 1, 30),
+                n(dice, 10, 10_000),
+                n(dice, 10, 3000)
+            ),
         }
     }
 }
 
 /// One pair.
-pub fn round(place: &Place, folder: &Path, only: Option<&str>, round: u64, dice: &mut Dice) -> Outcome {
-    let usable = |mix: &Mix| {
-        (place.root.is_some() || !mix.needs_root()) && only.is_none_or(|only| mix.name().starts_with(only))
-    };
+pub fn round(place: &Place, folder: &Path, options: &Options, round: u64, dice: &mut Dice) -> Outcome {
+    let named_so = |mix: &Mix| options.only.iter().any(|only| mix.name().starts_with(only));
+    let usable =
+        |mix: &Mix| (place.root.is_some() || !mix.needs_root()) && (options.only.is_empty() || named_so(mix));
     let mixes: Vec<Mix> = Mix::ALL.into_iter().filter(usable).collect();
     if mixes.is_empty() {
         return Outcome { name: "nothing".into(), result: Err("no kind of guest is left to choose".into()) };
     }
     let mix = mixes[(round % mixes.len() as u64) as usize];
-    Outcome { name: mix.name().to_owned(), result: pair(place, folder, mix, dice).map(|()| None) }
+    // Every kind of guest with every number of processors.
+    let cpus = options.cpus[(round as usize / mixes.len()) % options.cpus.len()];
+    Outcome { name: named(mix.name(), cpus), result: pair(place, folder, mix, cpus, dice).map(|()| None) }
 }
 
-fn pair(place: &Place, folder: &Path, mix: Mix, dice: &mut Dice) -> Result {
-    let memory = format!("{}M", 128 + 64 * dice.roll(7) + if mix.needs_root() { 384 } else { 0 });
-    let seed = dice.roll(1 << 32).to_string();
-    let clock = if dice.roll(2) == 0 { "virtual" } else { "host" };
-    let checkpoints = (200_000_000 + dice.roll(2_000_000_000)).to_string();
+fn pair(place: &Place, folder: &Path, mix: Mix, cpus: u32, dice: &mut Dice) -> Result {
+    let memory = format!("{}M", 128 + 64 * dice.under(7) + if mix.needs_root() { 384 } else { 0 });
+    let seed = dice.under(1 << 32).to_string();
+    let clock = if dice.under(2) == 0 { "virtual" } else { "host" };
+    let checkpoints = (200_000_000 + dice.under(2_000_000_000)).to_string();
     let mut words = vec!["record", "-o", "./rec", "--memory", &memory, "--seed", &seed, "--timeout", "600"];
-    words.extend(["--checkpoint-every", &checkpoints]);
+    let cpus = cpus.to_string();
+    words.extend(["--checkpoint-every", &checkpoints, "--cpus", &cpus]);
+    let crew = if mix == Mix::Crew { place.compiled("crew")?.display().to_string() } else { String::new() };
+    if mix == Mix::Crew {
+        words.extend(["--file", &crew]);
+    }
     if mix != Mix::Session || clock == "host" {
         words.extend(["--clock", if matches!(mix, Mix::Curl | Mix::Iperf) { "host" } else { clock }]);
     }
@@ -149,12 +186,12 @@ fn session(place: &Place, folder: &Path, words: &[&str], dice: &mut Dice) -> Res
         "\x03",
     ];
     let mut child = place.spawn(folder, words, Stdio::piped())?;
-    let mut pieces = vec![(Duration::from_millis(2500 + dice.roll(2000)), "set -o vi\n".to_owned())];
-    for _ in 0..4 + dice.roll(8) {
-        let line = lines[dice.roll(lines.len() as u64) as usize];
-        let (begin, end) = line.split_at(dice.roll(line.len() as u64) as usize);
-        pieces.push((Duration::from_millis(dice.roll(300)), begin.to_owned()));
-        pieces.push((Duration::from_millis(dice.roll(40)), end.to_owned()));
+    let mut pieces = vec![(Duration::from_millis(2500 + dice.under(2000)), "set -o vi\n".to_owned())];
+    for _ in 0..4 + dice.under(8) {
+        let line = lines[dice.under(lines.len() as u64) as usize];
+        let (begin, end) = line.split_at(dice.under(line.len() as u64) as usize);
+        pieces.push((Duration::from_millis(dice.under(300)), begin.to_owned()));
+        pieces.push((Duration::from_millis(dice.under(40)), end.to_owned()));
     }
     pieces.push((Duration::from_millis(300), "\npoweroff -f\n".to_owned()));
     let typist = type_slowly(&mut child, pieces);
@@ -203,12 +240,12 @@ fn served(place: &Place, folder: &Path, words: &[&str], mix: Mix, port: u16) -> 
 /// Replays and compares.
 fn replayed_the_same(place: &Place, folder: &Path, shown: &[u8], dice: &mut Dice) -> Result {
     let recorded = place.run(folder, &["info", "./rec", "--json"])?.with_status(0)?.json()?;
-    let chaos = dice.roll(1 << 20).to_string();
+    let chaos = dice.under(1 << 20).to_string();
     let mut words = vec!["replay", "./rec", "--json", "--console", "again"];
-    if dice.roll(2) == 0 {
+    if dice.under(2) == 0 {
         words.extend(["--chaos", &chaos]);
     }
-    if dice.roll(3) == 0 {
+    if dice.under(3) == 0 {
         words.extend(["--code-cache", "8M"]);
     }
     let replayed =

@@ -21,6 +21,11 @@ pub struct Outcome {
     pub result: Result<Option<String>>,
 }
 
+/// What a round with `cpus` processors is called.
+pub fn named(name: &str, cpus: u32) -> String {
+    if cpus == 1 { name.to_owned() } else { format!("{name} with {cpus} CPUs") }
+}
+
 /// Where a soak runs.
 pub struct Place {
     program: PathBuf,
@@ -89,6 +94,21 @@ impl Place {
         Ok(Self { program, folder, root })
     }
 
+    /// A program of `soak/programs`, built with the host's compiler for guests of any kind.
+    pub fn compiled(&self, name: &str) -> Result<PathBuf> {
+        let built = self.folder.join(name);
+        if built.is_file() {
+            return Ok(built);
+        }
+        let source = workspace::root().join("xtask/src/soak/programs").join(format!("{name}.c"));
+        let status = Command::new("gcc")
+            .args(["-O2", "-static", "-s", "-pthread", "-o"])
+            .args([&built, &source])
+            .status()
+            .map_err(|error| format!("gcc: {error}"))?;
+        if status.success() { Ok(built) } else { Err(format!("{} does not compile", source.display())) }
+    }
+
     /// A new folder for a round. Kept when the round fails.
     pub fn folder_of_round(&self, round: u64) -> Result<PathBuf> {
         let folder = self.folder.join(format!("round-{round}"));
@@ -102,6 +122,8 @@ impl Place {
         let mut command = Command::new(&self.program);
         command.args(words).current_dir(folder);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Recordings with a name of their own stay here as well.
+        command.env("XDG_DATA_HOME", self.folder.join("data"));
         if let Some(cache) = std::env::var_os("HINDSIGHT_TEST_CACHE") {
             command.env("XDG_CACHE_HOME", cache);
         }

@@ -1,7 +1,7 @@
 //! A small share of every soak, with the tests.
 
 use super::place::Place;
-use super::{Dice, Kind, Options, run};
+use super::{Kind, Options, run};
 use crate::workspace;
 use std::sync::OnceLock;
 
@@ -21,40 +21,40 @@ fn place() -> Option<Place> {
     None
 }
 
-fn share(kind: Kind, count: u64, seed: u64) {
+fn share(kind: Kind, count: u64, seed: u64, cpus: &[u32], only: &[&str]) {
     let Some(place) = place() else { return };
-    let options = Options { kind, count, seed, root: None, only: None, load: 0 };
+    let (cpus, only) = (cpus.to_vec(), only.iter().map(|only| (*only).to_owned()).collect());
+    let options = Options { kind, count, seed, root: None, recording: None, only, cpus, load: 0 };
     run(&place, &options).unwrap();
 }
 
 #[test]
 fn a_share_of_the_pairs() {
-    share(Kind::Pairs, 2, 11);
+    share(Kind::Pairs, 2, 11, &[1], &[]);
 }
 
 #[test]
 fn a_share_of_the_kills() {
-    share(Kind::Kills, 3, 12);
+    share(Kind::Kills, 3, 12, &[1], &[]);
 }
 
 #[test]
 fn a_share_of_the_damage() {
-    share(Kind::Damage, 40, 13);
+    share(Kind::Damage, 40, 13, &[1], &[]);
 }
 
 #[test]
 fn a_share_of_the_boots() {
-    share(Kind::Boots, 1, 14);
+    share(Kind::Boots, 1, 14, &[1], &[]);
 }
 
 #[test]
-fn dice_follow_from_seed_and_round() {
-    let rolls = |seed, round| {
-        let mut dice = Dice::new(seed, round);
-        (0..20).map(|_| dice.roll(1000)).collect::<Vec<_>>()
-    };
-    assert_eq!(rolls(1, 2), rolls(1, 2));
-    assert_ne!(rolls(1, 2), rolls(1, 3));
-    assert_ne!(rolls(1, 2), rolls(2, 2));
-    assert!(rolls(3, 4).iter().all(|roll| *roll < 1000));
+fn a_share_of_several_processors() {
+    share(Kind::Pairs, 2, 15, &[2, 4], &["crew"]);
+    share(Kind::Boots, 1, 16, &[4], &[]);
+}
+
+#[test]
+fn a_share_of_the_seeds() {
+    share(Kind::Seeds, 3, 17, &[1], &[]);
 }

@@ -7,8 +7,6 @@
 
 #![allow(dead_code)] // each test program uses a part
 
-pub mod driver;
-
 use base::{GuestPhys, GuestTime, GuestVirt, Position};
 use gdb::{
     Bookmark, Checkpoint, Conditions, ConsoleLine, CpuId, Direction, Registers, Stop, Stopped, Target,

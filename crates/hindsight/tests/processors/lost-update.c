@@ -1,5 +1,5 @@
 /* Two threads add to one counter without a lock; exits with 1 if additions were lost. Without a C
- * library, so that it is small enough to travel in a command line. */
+ * library: nothing but the race runs. */
 #define ROUNDS 30000
 
 static volatile long done;

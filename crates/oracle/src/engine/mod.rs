@@ -10,13 +10,13 @@ mod board;
 
 use crate::STEP_LIMIT;
 use crate::case::{Case, Mode};
-use crate::dice::Dice;
 use crate::executor::Executor;
 use crate::layout::{Frame, PAGE};
 use crate::outcome::{Discard, Ending, Fault, Outcome, vector};
 use crate::state::Registers;
 use board::{Board, KERNEL_CODE, USER_CODE_32, USER_CODE_64, USER_DATA, system_state};
 use cpu::{CpuError, Exit, Vcpu, VcpuConfig};
+use dice::Dice;
 use iced_x86::Code;
 use x86::CpuModel;
 use x86::cpuid::Level;

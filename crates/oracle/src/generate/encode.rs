@@ -6,7 +6,7 @@
 
 use super::universe::Entry;
 use crate::case::Mode;
-use crate::dice::Dice;
+use dice::Dice;
 use iced_x86::{
     Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, MandatoryPrefix, Mnemonic, OpCodeInfo,
     OpCodeOperandKind, OpCodeTableKind,

@@ -18,9 +18,9 @@ pub use universe::Class;
 pub use universe::Universe;
 
 use crate::case::{Case, ITEMS_MAX, Item, Link, Mode, Target};
-use crate::dice::Dice;
 use crate::state::{Registers, flag};
 use aim::Data;
+use dice::Dice;
 use encode::{Made, Memory, Operand, craft};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic};
 use tracker::{RSP, Tracker};

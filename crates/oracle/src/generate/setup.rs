@@ -2,9 +2,9 @@
 
 use super::values;
 use crate::case::Mode;
-use crate::dice::Dice;
 use crate::layout::{Access, Frame, PAGE, Page};
 use crate::state::Registers;
+use dice::Dice;
 
 /// Initial registers. About a third of the general registers point to data pages, a third hold
 /// small numbers; those with a duty of their own (RSP, RSI, RDI, RCX) mostly suit it.

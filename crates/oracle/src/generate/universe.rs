@@ -9,7 +9,7 @@
 
 use super::encode::{Operand, Shape, craft};
 use crate::case::Mode;
-use crate::dice::Dice;
+use dice::Dice;
 use iced_x86::{
     Code, CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
     OpCodeInfo, OpCodeOperandKind, OpKind,

@@ -1,8 +1,8 @@
 //! What registers and memory hold: values at which instructions change their behaviour.
 
-use crate::dice::Dice;
 use crate::layout::PAGE;
 use crate::state::{FXSAVE, flag};
+use dice::Dice;
 use std::sync::OnceLock;
 
 /// Bytes of the pool that pages and vector registers are cut from.

@@ -8,8 +8,8 @@ mod virtio;
 
 use crate::assemble::Code;
 use crate::case::Devices;
-use crate::dice::Dice;
 use crate::layout::{self, selector};
+use dice::Dice;
 
 pub(crate) use system::any_descriptor;
 pub(crate) use virtio::memory as virtio_memory;

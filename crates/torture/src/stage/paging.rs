@@ -2,8 +2,8 @@
 
 use super::{Slot, address, value};
 use crate::assemble::{Code, reg};
-use crate::dice::Dice;
 use crate::layout;
+use dice::Dice;
 
 /// One change of a table, and some use of what it translates.
 pub fn slot(dice: &mut Dice) -> Slot {

@@ -2,8 +2,8 @@
 
 use super::{Slot, address, aim};
 use crate::assemble::{Code, reg};
-use crate::dice::Dice;
 use crate::layout;
+use dice::Dice;
 
 /// First port and number of ports of everything that answers, and of some that do not.
 const PORTS: [(u16, u16); 22] = [

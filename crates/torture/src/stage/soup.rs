@@ -2,8 +2,8 @@
 
 use super::{Slot, aim};
 use crate::assemble::Code;
-use crate::dice::Dice;
 use crate::layout;
+use dice::Dice;
 
 /// Nothing but chance.
 pub fn bytes(dice: &mut Dice) -> Slot {

@@ -2,8 +2,8 @@
 
 use super::{Slot, address, value};
 use crate::assemble::{Code, reg};
-use crate::dice::Dice;
 use crate::layout::{self, selector};
+use dice::Dice;
 
 /// MSRs worth trying; X2APIC registers come on top.
 const MSRS: [u32; 30] = [

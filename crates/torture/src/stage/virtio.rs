@@ -3,8 +3,8 @@
 use super::{Slot, ports};
 use crate::assemble::Code;
 use crate::case::Devices;
-use crate::dice::Dice;
 use crate::layout;
+use dice::Dice;
 
 /// Offsets in the common configuration (4.1.4.3).
 const FEATURE_SELECT: u64 = 8;

@@ -1,6 +1,6 @@
 //! A real gdb, driven by a script.
 
-use super::Toy;
+use crate::toy::Toy;
 use gdb::{Address, Ended, Listener, serve, startup_script};
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
