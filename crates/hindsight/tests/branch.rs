@@ -15,8 +15,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use timeline::{
-    Ended, Every, Host, HostFailed, Recorder, Replay, ReplayStop, Spacing, Target, Travel, Tuning, Watcher,
-    run_live,
+    Ended, Every, Host, HostFailed, Recorder, Replay, ReplayStop, Spacing, Target, Tuning, Watcher, run_live,
 };
 
 const BRANCH: [&str; 5] = ["record", "--json", "--checkpoint-every", "150000000", "-o"];

@@ -66,6 +66,42 @@ fn a_position_is_one_state_wherever_one_comes_from() {
     eprintln!("{count} positions with seed {seed}: each the same state by four ways and by a straight run");
 }
 
+/// Spoils stored pages in every third chunk of a page store, and nothing that is read when it is opened
+/// (docs/recording-format.md: chunk headers of 64 bytes, then a directory of 22 bytes a page).
+fn spoil_pages(store: &std::path::Path) {
+    let mut bytes = std::fs::read(store).unwrap();
+    let word = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let (mut at, mut chunk) = (36, 0);
+    while at + 64 < bytes.len() {
+        let (body, stored) = (at + 64, word(&bytes, at + 36));
+        let pages = body + 4 + word(&bytes, body) * 22 + 4;
+        if chunk % 3 == 1 {
+            bytes[pages..body + stored].fill(0xa5);
+        }
+        (at, chunk) = (body + stored + 16, chunk + 1);
+    }
+    assert!(chunk > 10, "{chunk} chunks of pages");
+    std::fs::write(store, bytes).unwrap();
+}
+
+#[test]
+fn a_checkpoint_with_unreadable_pages_leads_to_no_other_state() {
+    let Some((_, recording)) = recorded() else { return };
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(recording).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+        }
+    }
+    spoil_pages(&copy.path().join("pages.store"));
+    let mut travel = open(copy.path());
+    assert!(travel.checkpoints().len() > 5, "the checkpoints are there");
+    let (mut dice, end) = (Dice::new(12, 0), travel.end().count());
+    let positions: Vec<u64> = (0..5).map(|_| dice.under(end)).collect();
+    let expected = straight(recording, &positions);
+    sought(&mut travel, positions, &expected);
+}
+
 #[test]
 fn running_back_finds_what_running_forward_met_last() {
     let Some(mut travel) = past() else { return };

@@ -15,7 +15,7 @@ pub struct Past {
     recording: Recording,
     at: Position,
     /// The recording's checkpoints, the last of them before `at`, and what differs here from it.
-    pub(crate) checkpoint: Option<(Checkpoints, Arc<Checkpoint>, Difference)>,
+    pub(crate) checkpoint: Option<(Arc<Checkpoints>, Arc<Checkpoint>, Difference)>,
     /// Pages that are not as at power-on.
     pub(crate) from_power_on: Vec<u32>,
 }
@@ -40,7 +40,7 @@ impl Past {
     pub(crate) fn new(
         recording: Recording,
         at: Position,
-        checkpoint: Option<(Checkpoints, Arc<Checkpoint>, Difference)>,
+        checkpoint: Option<(Arc<Checkpoints>, Arc<Checkpoint>, Difference)>,
         from_power_on: Vec<u32>,
     ) -> Self {
         Self { recording, at, checkpoint, from_power_on }

@@ -1,7 +1,9 @@
 //! Machine states kept in memory, sharing the pages and blocks they have in common.
 //!
 //! A [`Capture`] is a whole state. Its RAM is a two-level table of shared pages: a copy costs a few
-//! hundred pointers, and two captures are compared by comparing pointers. [`Keeper`] knows which
+//! hundred pointers, and two captures are compared by comparing pointers. A page that a recorded
+//! checkpoint has stays on disk and is read when the machine goes there: a recording's checkpoints
+//! together hold many times what the guest's RAM does. [`Keeper`] knows which
 //! capture the machine was last equal to, so that taking another and going back to one cost what
 //! differs.
 
@@ -9,12 +11,41 @@ use crate::Session;
 use base::{PAGE_SIZE, Position};
 use disk::Snapshot;
 use machine::{MachineState, RestoreError};
+use recording::{Checkpoints, Error, StoredPage};
 use std::collections::HashSet;
 use std::sync::Arc;
 
 const FAN: usize = 256;
 
-type Page = Arc<[u8; PAGE_SIZE]>;
+/// A page of RAM.
+#[derive(Clone)]
+pub(crate) enum Page {
+    Memory(Arc<[u8; PAGE_SIZE]>),
+    Stored(Arc<Checkpoints>, StoredPage),
+}
+
+impl Page {
+    /// Whether they are shared. Equal pages need not be.
+    fn is_same(&self, other: &Page) -> bool {
+        match (self, other) {
+            (Self::Memory(a), Self::Memory(b)) => Arc::ptr_eq(a, b),
+            (Self::Stored(from, a), Self::Stored(also, b)) => a == b && Arc::ptr_eq(from, also),
+            _ => false,
+        }
+    }
+}
+
+/// Why the machine cannot go to a captured state.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CannotRestore {
+    /// A page that a checkpoint should have cannot be read. The machine is nowhere, and can go to
+    /// another capture.
+    #[error(transparent)]
+    Page(#[from] Error),
+    /// The rest of the state.
+    #[error(transparent)]
+    State(#[from] RestoreError),
+}
 
 /// Chunks and pages that were counted, by address; valid while the images they are of live.
 #[derive(Default)]
@@ -40,13 +71,29 @@ impl RamImage {
         self.chunks[page / FAN][page % FAN].as_ref()
     }
 
-    /// Bytes of the pages that `seen` does not know yet.
+    /// A page's bytes.
+    ///
+    /// # Errors
+    /// When a checkpoint should have them and they cannot be read.
+    pub(crate) fn read(&self, page: usize, bytes: &mut [u8; PAGE_SIZE]) -> Result<(), Error> {
+        match self.get(page) {
+            None => bytes.fill(0),
+            Some(Page::Memory(page)) => *bytes = **page,
+            Some(Page::Stored(checkpoints, page)) => checkpoints.load(*page, bytes)?,
+        }
+        Ok(())
+    }
+
+    /// Bytes of the pages in memory that `seen` does not know yet.
     pub(crate) fn count_bytes(&self, seen: &mut Seen) -> usize {
         let mut new = 0;
         for chunk in &self.chunks {
             if seen.0.insert(Arc::as_ptr(chunk) as usize) {
-                let pages = chunk.iter().flatten();
-                new += pages.filter(|page| seen.0.insert(Arc::as_ptr(page) as usize)).count();
+                let pages = chunk.iter().filter_map(|page| match page {
+                    Some(Page::Memory(page)) => Some(Arc::as_ptr(page) as usize),
+                    _ => None,
+                });
+                new += pages.filter(|page| seen.0.insert(*page)).count();
             }
         }
         new * PAGE_SIZE
@@ -61,7 +108,7 @@ impl RamImage {
             for (i, (a, b)) in a.iter().zip(b.iter()).enumerate() {
                 let same = match (a, b) {
                     (None, None) => true,
-                    (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                    (Some(a), Some(b)) => a.is_same(b),
                     _ => false,
                 };
                 if !same {
@@ -103,7 +150,7 @@ impl Keeper {
         for page in machine.take_changed_pages() {
             let bytes = machine.board().memory().page_bytes(page as usize);
             let zero = bytes.iter().all(|byte| *byte == 0);
-            self.base.set(page as usize, (!zero).then(|| Arc::new(*bytes)));
+            self.base.set(page as usize, (!zero).then(|| Page::Memory(Arc::new(*bytes))));
         }
         Capture {
             at: machine.position(),
@@ -114,7 +161,7 @@ impl Keeper {
     }
 
     /// Goes to a captured state, writing only pages that differ. The gate is the caller's.
-    pub fn restore(&mut self, session: &mut Session, capture: &Capture) -> Result<(), RestoreError> {
+    pub fn restore(&mut self, session: &mut Session, capture: &Capture) -> Result<(), CannotRestore> {
         let machine = session.machine_mut();
         let mut pages: Vec<usize> =
             machine.take_changed_pages().into_iter().map(|page| page as usize).collect();
@@ -122,9 +169,14 @@ impl Keeper {
         pages.sort_unstable();
         pages.dedup();
         let ram = machine.board_mut().memory_mut();
-        for page in pages {
-            let zeros = &[0; PAGE_SIZE];
-            ram.write_page(page, 0, capture.ram.get(page).map_or(&zeros[..], |bytes| &bytes[..]));
+        let mut bytes = [0; PAGE_SIZE];
+        for &page in &pages {
+            if let Err(error) = capture.ram.read(page, &mut bytes) {
+                // What is known of the others must not be forgotten: they are not as in the base.
+                pages.iter().for_each(|page| ram.mark_dirty(*page));
+                return Err(error.into());
+            }
+            ram.write_page(page, 0, &bytes);
         }
         machine.take_changed_pages();
         self.base = capture.ram.clone();
@@ -146,9 +198,9 @@ mod tests {
     #[test]
     fn shared_pages_are_counted_once() {
         let mut first = RamImage::zeros(1000);
-        (0..10).for_each(|page| first.set(page * 100, Some(Arc::new([1; PAGE_SIZE]))));
+        (0..10).for_each(|page| first.set(page * 100, Some(Page::Memory(Arc::new([1; PAGE_SIZE])))));
         let mut second = first.clone();
-        second.set(0, Some(Arc::new([2; PAGE_SIZE])));
+        second.set(0, Some(Page::Memory(Arc::new([2; PAGE_SIZE]))));
         second.set(100, None);
         let mut seen = Seen::default();
         assert_eq!(first.count_bytes(&mut seen), 10 * PAGE_SIZE);

@@ -5,7 +5,7 @@
 //! tell from zeros that were written.
 
 use crate::branch::Past;
-use crate::capture::{Capture, disks_of};
+use crate::capture::{self, Capture, disks_of};
 use crate::record::RecordError;
 use crate::{Every, SLICE, Session};
 use base::Position;
@@ -204,13 +204,13 @@ impl Checkpointer {
     }
 }
 
-/// Brings a recorded checkpoint into memory, sharing what it has in common with `near`, which is
-/// another one. `start` is the state at power-on. The session's disks are used
+/// Makes a capture of a recorded checkpoint, whose pages of RAM stay on disk, sharing what it has in
+/// common with `near`, which is another one. `start` is the state at power-on. The session's disks are used
 /// on the way and left at the checkpoint's; its RAM is not touched. `None` when the recording does
 /// not hold what it should.
 pub(crate) fn bring_back(
     session: &mut Session,
-    checkpoints: &Checkpoints,
+    checkpoints: &Arc<Checkpoints>,
     to: &Checkpoint,
     near: Option<&(Arc<Checkpoint>, Arc<Capture>)>,
     start: &Capture,
@@ -220,7 +220,6 @@ pub(crate) fn bring_back(
     };
     let pages = session.machine().board().memory().pages() as u64;
     let mut ram = near.map_or(&start.ram, |near| &near.1.ram).clone();
-    let mut bytes = [0; BLOCK_SIZE];
     for change in checkpoints.diff(near.map(|near| &*near.0), to) {
         if change.space != SPACE_RAM {
             continue;
@@ -229,10 +228,7 @@ pub(crate) fn bring_back(
             return Ok(None);
         }
         let page = match change.page {
-            Some(stored) => {
-                checkpoints.load(stored, &mut bytes)?;
-                Some(Arc::new(bytes))
-            }
+            Some(stored) => Some(capture::Page::Stored(checkpoints.clone(), stored)),
             None => start.ram.get(change.index as usize).cloned(),
         };
         ram.set(change.index as usize, page);
@@ -248,6 +244,7 @@ pub(crate) fn bring_back(
             }
         }
     }
+    let mut bytes = [0; BLOCK_SIZE];
     let blocks = if start.disks.is_empty() { Vec::new() } else { checkpoints.diff(None, to) };
     for change in blocks {
         let (Some(n), Some(stored)) = (change.space.checked_sub(SPACE_RAM + 1), change.page) else {

@@ -20,7 +20,7 @@ mod watching;
 mod what_if;
 
 use crate::branch::{Difference, Past};
-use crate::capture::{Capture, Keeper, Seen};
+use crate::capture::{CannotRestore, Capture, Keeper, Seen};
 use crate::checkpointing::bring_back;
 use crate::replay::{Trouble, checked_guest, end_of, gate_from};
 use crate::{Divergence, ReplayError, Session, Tuning};
@@ -43,11 +43,11 @@ const NEARBY: [u64; 6] = [128 << 20, 24 << 20, 4 << 20, 512 << 10, 32 << 10, 2 <
 const BACK_EVERY: u64 = 48 << 20;
 /// Most captures kept, and how much memory their pages may take together, in bytes.
 const CAPTURES_MAX: usize = 64;
-const CAPTURE_BYTES_MAX: usize = 1 << 30;
+const CAPTURE_BYTES_MAX: usize = 64 << 20;
 /// Fewer captures than this are never given up: one could not step back any more.
 const CAPTURES_MIN: usize = 8;
 /// Their memory is counted whenever so many have been made.
-const CAPTURES_COUNTED_EVERY: u32 = 32;
+const CAPTURES_COUNTED_EVERY: u32 = 8;
 /// Most recorded checkpoints kept in memory.
 const LOADED_MAX: usize = 6;
 
@@ -118,7 +118,7 @@ impl ConsoleText {
 pub struct Travel {
     session: Session,
     recording: Recording,
-    recorded: Option<Checkpoints>,
+    recorded: Option<Arc<Checkpoints>>,
     keeper: Keeper,
     /// Power-on.
     start: Arc<Capture>,
@@ -151,7 +151,7 @@ impl Travel {
         let mut keeper = Keeper::new(&session);
         let start = Arc::new(keeper.capture(&mut session));
         // Damaged checkpoints make everything slower and nothing wrong.
-        let recorded = Checkpoints::open(&recording).unwrap_or(None);
+        let recorded = Checkpoints::open(&recording).unwrap_or(None).map(Arc::new);
         let end = end_of(&recording)?;
         Ok(Self {
             session,
@@ -190,7 +190,7 @@ impl Travel {
     }
     /// The checkpoints on disk and in memory, by position.
     pub fn checkpoints(&self) -> Vec<Marked> {
-        let on_disk = self.recorded.iter().flat_map(Checkpoints::list);
+        let on_disk = self.recorded.iter().flat_map(|recorded| recorded.list());
         let mut all: Vec<Marked> =
             on_disk.map(|c| Marked { at: c.at(), disk_bytes: Some(c.bytes()) }).collect();
         all.extend(self.kept());
@@ -237,12 +237,16 @@ impl Travel {
             let memory = self.captures.range(..=limit).next_back();
             let memory = memory.map_or(&self.start, |(_, capture)| capture).clone();
             let disk = self.recorded.as_ref().and_then(|recorded| recorded.at_or_before(limit));
-            let Some(disk) = disk.filter(|disk| disk.at() > memory.at) else { return self.restore(&memory) };
-            if let Some(capture) = self.load(&disk) {
-                return self.restore(&capture);
+            let disk = disk.filter(|disk| disk.at() > memory.at);
+            let at = disk.as_ref().map_or(memory.at, |disk| disk.at());
+            let capture = disk.map_or(Some(memory), |disk| self.load(&disk));
+            if let Some(capture) = capture
+                && self.try_restore(&capture)?
+            {
+                return Ok(());
             }
             // It cannot be read; an earlier one will do.
-            limit = Position::from_count(disk.at().count().saturating_sub(1));
+            limit = Position::from_count(at.count().saturating_sub(1));
         }
     }
 
@@ -263,8 +267,18 @@ impl Travel {
     }
 
     fn restore(&mut self, capture: &Capture) -> Result<(), ReplayError> {
-        let restored = self.keeper.restore(&mut self.session, capture);
-        restored.map_err(|error| ReplayError::Machine(error.to_string()))?;
+        if self.try_restore(capture)? {
+            return Ok(());
+        }
+        Err(ReplayError::Machine("a page of a checkpoint cannot be read any more".into()))
+    }
+
+    /// False when one of its pages cannot be read; the machine is nowhere then.
+    fn try_restore(&mut self, capture: &Capture) -> Result<bool, ReplayError> {
+        match self.keeper.restore(&mut self.session, capture) {
+            Err(CannotRestore::Page(_)) => return Ok(false),
+            restored => restored.map_err(|error| ReplayError::Machine(error.to_string()))?,
+        }
         let gate = match self.branch {
             None => gate_from(&self.recording, capture.at, &self.trouble),
             Some(_) => Gate::live(None),
@@ -273,7 +287,8 @@ impl Travel {
         self.session.machine_mut().set_gate(gate);
         self.session.machine_mut().processor_mut().pass_breakpoint(false);
         self.place();
-        self.check_log()
+        self.check_log()?;
+        Ok(true)
     }
 
     /// Keeps the state here.

@@ -1,5 +1,6 @@
 //! What two machine states differ in.
 
+use crate::ReplayError;
 use crate::capture::Capture;
 use base::PAGE_SIZE;
 use disk::{Content, DiskError, Snapshot};
@@ -81,8 +82,8 @@ impl Differences {
     ///
     /// # Errors
     /// When a written block cannot be read back.
-    pub(super) fn between(a: (&Capture, &Shown), b: (&Capture, &Shown)) -> Result<Self, DiskError> {
-        let (memory, pages) = memory(a.0, b.0);
+    pub(super) fn between(a: (&Capture, &Shown), b: (&Capture, &Shown)) -> Result<Self, ReplayError> {
+        let (memory, pages) = memory(a.0, b.0)?;
         Ok(Self {
             registers: named(&a.1.registers, &b.1.registers),
             devices: devices(&a.1.devices, &b.1.devices),
@@ -125,17 +126,20 @@ fn devices(a: &[(String, String)], b: &[(String, String)]) -> Vec<Difference> {
     list
 }
 
-fn memory(a: &Capture, b: &Capture) -> (Vec<Difference>, usize) {
-    let zeros = [0; PAGE_SIZE];
+fn memory(a: &Capture, b: &Capture) -> Result<(Vec<Difference>, usize), recording::Error> {
+    let mut differing = Vec::new();
+    a.ram.differences(&b.ram, &mut |page| differing.push(page));
+    let (mut first, mut second) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
     let mut list = Vec::new();
     let mut pages = 0;
-    a.ram.differences(&b.ram, &mut |page| {
-        let (a, b) = (a.ram.get(page), b.ram.get(page));
-        let (a, b) = (a.map_or(&zeros, |page| page), b.map_or(&zeros, |page| page));
-        let Some(first) = a.iter().zip(b).position(|(a, b)| a != b) else { return };
+    for page in differing {
+        a.ram.read(page, &mut first)?;
+        b.ram.read(page, &mut second)?;
+        let (a, b) = (&first, &second);
+        let Some(first) = a.iter().zip(b).position(|(a, b)| a != b) else { continue };
         pages += 1;
         if list.len() >= PAGES_SHOWN {
-            return;
+            continue;
         }
         let count = a.iter().zip(b).filter(|(a, b)| a != b).count();
         let start = first / BYTES_SHOWN * BYTES_SHOWN;
@@ -145,8 +149,8 @@ fn memory(a: &Capture, b: &Capture) -> (Vec<Difference>, usize) {
         };
         let what = format!("page {page:#x} at {start:#05x} ({count} bytes of the page differ)");
         list.push(difference(what, bytes(a), bytes(b)));
-    });
-    (list, pages)
+    }
+    Ok((list, pages))
 }
 
 /// What stands in each block that was written, as far as a comparison needs it.

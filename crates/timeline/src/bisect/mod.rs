@@ -63,7 +63,7 @@ pub fn bisect(
     let mut afresh = Rig::new(&parts, Way::Afresh)?;
     let start = afresh.keeper.capture(&mut afresh.session);
     // Damaged checkpoints leave the interval wider and nothing wrong.
-    let checkpoints = Checkpoints::open(recording).unwrap_or(None);
+    let checkpoints = Checkpoints::open(recording).unwrap_or(None).map(Arc::new);
     let mut search = Search { parts: &parts, afresh, start, checkpoints, watcher };
     match search.run(divergence) {
         Ok(finding) => Ok(Some(finding)),
@@ -96,7 +96,7 @@ struct Search<'a, 'w> {
     afresh: Rig<'a>,
     /// Power-on.
     start: Capture,
-    checkpoints: Option<Checkpoints>,
+    checkpoints: Option<Arc<Checkpoints>>,
     watcher: &'w mut dyn Watcher,
 }
 
@@ -227,7 +227,7 @@ impl<'a> Search<'a, '_> {
             to: divergence.to.max(divergence.from.after(1)),
             recorded: None,
         };
-        let list = self.checkpoints.as_ref().map(Checkpoints::list).unwrap_or_default();
+        let list = self.checkpoints.as_ref().map(|checkpoints| checkpoints.list()).unwrap_or_default();
         let between = |at: Position| at > divergence.from && at <= divergence.to;
         for checkpoint in list.iter().filter(|checkpoint| between(checkpoint.at())) {
             let Some(recorded) = self.bring_back(checkpoint) else { continue };
@@ -345,7 +345,7 @@ impl<'a> Search<'a, '_> {
         let (from, to) = (stretch.base.at, stretch.to);
         let mut at = to;
         if stretch.recorded.is_none() {
-            let list = self.checkpoints.as_ref().map(Checkpoints::list).unwrap_or_default();
+            let list = self.checkpoints.as_ref().map(|checkpoints| checkpoints.list()).unwrap_or_default();
             if let Some(next) = list.iter().find(|checkpoint| checkpoint.at() >= to) {
                 stretch.recorded = self.bring_back(next);
                 at = next.at();
@@ -379,16 +379,19 @@ impl<'a> Search<'a, '_> {
 }
 
 /// Whether two captures are the same state.
-fn same(a: &Capture, b: &Capture) -> Result<bool, disk::DiskError> {
+fn same(a: &Capture, b: &Capture) -> Result<bool, ReplayError> {
     if a.state != b.state {
         return Ok(false);
     }
+    let mut pages = Vec::new();
+    a.ram.differences(&b.ram, &mut |page| pages.push(page));
+    let (mut first, mut second) = ([0; base::PAGE_SIZE], [0; base::PAGE_SIZE]);
     let mut equal = true;
-    a.ram.differences(&b.ram, &mut |page| {
-        let zeros = [0; base::PAGE_SIZE];
-        let (a, b) = (a.ram.get(page), b.ram.get(page));
-        equal &= a.map_or(&zeros, |page| page) == b.map_or(&zeros, |page| page);
-    });
+    for page in pages {
+        a.ram.read(page, &mut first)?;
+        b.ram.read(page, &mut second)?;
+        equal &= first == second;
+    }
     for (a, b) in a.disks.iter().zip(&b.disks) {
         equal &= a.hash()? == b.hash()?;
     }

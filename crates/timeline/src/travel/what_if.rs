@@ -74,7 +74,7 @@ struct History {
     here: Arc<Capture>,
     start: Arc<Capture>,
     captures: BTreeMap<Position, Arc<Capture>>,
-    recorded: Option<recording::Checkpoints>,
+    recorded: Option<Arc<recording::Checkpoints>>,
     console: Vec<ConsoleText>,
     console_to: Position,
 }
