@@ -31,7 +31,18 @@ fn a_run_a_recording_and_its_replay_are_the_same_to_the_last_bit() {
     assert_eq!(facts(&Done::of(chaotic).with_status(0).json()), facts(&first));
     assert_eq!(fs::read(console_file).unwrap(), console);
 
-    let record = ["record", "-o", "./a recording", "--json", "--console", "third", "--", WORK];
+    let record = [
+        "record",
+        "-o",
+        "./a recording",
+        "--hash-every",
+        "500000000",
+        "--json",
+        "--console",
+        "third",
+        "--",
+        WORK,
+    ];
     let recorded = place.hindsight(&record).with_status(0).json();
     assert_eq!(facts(&recorded), facts(&first));
     assert_eq!(fs::read(place.path("third")).unwrap(), console);
