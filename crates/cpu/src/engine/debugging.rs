@@ -23,11 +23,14 @@ pub(super) struct Debugging {
     passed: Option<(u64, u64)>,
     /// The count at the last delivery of an event.
     event_at: Option<u64>,
+    /// Changes of address space stop runs; one has just come.
+    pub follow_spaces: bool,
+    pub space_changed: bool,
 }
 
 impl Debugging {
     pub fn is_on(&self) -> bool {
-        !self.breakpoints.is_empty() || self.watch.is_some()
+        !self.breakpoints.is_empty() || self.watch.is_some() || self.follow_spaces
     }
     pub fn has_hit(&self) -> bool {
         self.watch.as_ref().is_some_and(|watch| watch.has_hit())
@@ -74,6 +77,18 @@ impl Vcpu {
         }
         self.flush.everything = true;
         self.debugging.watch = (!watches.is_empty()).then(|| Box::new(WatchList::new(watches)));
+    }
+
+    /// Stops runs with [`super::Exit::Debugger`] at each change of address space: behind a load of CR3
+    /// or a change of paging.
+    pub fn follow_spaces(&mut self, follow: bool) {
+        self.debugging.follow_spaces = follow;
+        self.debugging.space_changed = false;
+    }
+
+    /// Whether the last run stopped for a change of address space.
+    pub fn take_space_change(&mut self) -> bool {
+        std::mem::take(&mut self.debugging.space_changed)
     }
 
     /// Notes what devices have written to watched memory: in the step to this position, or later.
@@ -134,7 +149,7 @@ impl Vcpu {
 
     /// Whether the run ends here.
     pub(super) fn debugger_stops(&mut self) -> bool {
-        if self.debugging.has_hit() {
+        if self.debugging.has_hit() || self.debugging.space_changed {
             return true;
         }
         let here = (self.state().retired, self.linear_rip());

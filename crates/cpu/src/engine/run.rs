@@ -156,6 +156,9 @@ impl Vcpu {
         }
         self.tlb.follow_epoch(&self.arena, bus.ram());
         let (root, long) = (self.root(), self.state().long_mode());
+        if self.debugging.follow_spaces && !self.tlb.in_space(root) {
+            self.debugging.space_changed = true;
+        }
         self.tlb.enter_space(&self.arena, bus.ram(), root, long);
     }
 

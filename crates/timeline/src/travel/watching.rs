@@ -3,7 +3,8 @@
 //! A range is watched in the address space that is current when a run begins, wherever that maps it
 //! in the course of the run. So the entries of page tables that lead there are watched as well, down
 //! to the first that leads nowhere; when one is written, or after going to another place in history,
-//! everything is placed anew.
+//! everything is placed anew. So it is, too, at changes of address space as long as a range leads
+//! nowhere for want of one: in a run that begins before the kernel has made its tables.
 
 use super::{Hit, Travel, Until};
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
@@ -64,6 +65,8 @@ impl Travel {
     pub(super) fn place(&mut self) {
         let mut placed = Vec::new();
         let mut tables = BTreeSet::new();
+        let long = self.session.machine().processor().state().long_mode();
+        let mut nowhere = !long && !self.watching.ranges.is_empty();
         for (number, range) in self.watching.ranges.iter().enumerate() {
             let mut done = 0;
             while done < range.bytes {
@@ -72,6 +75,8 @@ impl Travel {
                 if let Some(start) = self.lookup(virt, &mut tables) {
                     let watch = Watch { start, bytes, reads: range.reads, writes: range.writes };
                     placed.push(Placed { watch, number, virt });
+                } else if virt.0 >> 63 != 0 {
+                    nowhere = true;
                 }
                 done += bytes;
             }
@@ -82,6 +87,7 @@ impl Travel {
         let (processor, board) = self.session.machine_mut().processor_and_board();
         board.memory_mut().forget_watched(0);
         processor.set_watches(board, watches);
+        processor.follow_spaces(nowhere);
     }
 
     /// Where a virtual address leads in the watched address space; entries on the way go to `tables`.
@@ -119,7 +125,15 @@ impl Travel {
         let here = self.position();
         let turned = self.session.machine_mut().take_turn_met();
         let processor = self.session.machine_mut().processor_mut();
-        let Some((first, last)) = processor.take_watch_hits() else {
+        let (moved, hits) = (processor.take_space_change(), processor.take_watch_hits());
+        if moved && hits.is_none() {
+            self.place();
+            if !turned {
+                return None;
+            }
+        }
+        let processor = self.session.machine_mut().processor_mut();
+        let Some((first, last)) = hits else {
             let hit = match self.backwards {
                 true if turned => (Position::from_count(here.count().saturating_sub(1)), Hit::Turn),
                 false if turned => (here, Hit::Turn),
@@ -139,7 +153,7 @@ impl Travel {
             (false, true) => Some((told(last), told(last))),
             (false, false) => None,
         };
-        if !asked(&first) || !asked(&last) {
+        if moved || !asked(&first) || !asked(&last) {
             self.place();
         }
         hits
