@@ -5,7 +5,8 @@
 //! by the time they fault: which of a gather's mask elements are cleared, whether the return address
 //! of a call to a non-canonical place is stored, whether an unmasked x87 exception comes before the
 //! store's page fault, whether an operand's alignment or its segment's limit is looked at before its
-//! page, whether MOVSXD reads two bytes or four for a 16-bit register. Nothing else is left out, and on hosts of the model's vendor nothing at all.
+//! page, whether BOUND reads its second bound at all, whether MOVSXD reads two bytes or four for a
+//! 16-bit register. Nothing else is left out, and on hosts of the model's vendor nothing at all.
 
 use crate::case::{Case, Mode};
 use crate::compare::faulted_in;
@@ -67,6 +68,6 @@ fn is_vendors_affair(instruction: &Instruction) -> bool {
         || repeated && compared
         || instruction.is_call_near_indirect()
         || stores && (mmx || x87_store || mnemonic == Vcvtps2ph)
-        || matches!(mnemonic, Maskmovdqu | Vmaskmovdqu | Maskmovq)
+        || matches!(mnemonic, Maskmovdqu | Vmaskmovdqu | Maskmovq | Bound)
         || instruction.code() == Code::Movsxd_r16_rm16
 }
