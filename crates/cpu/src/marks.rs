@@ -72,10 +72,10 @@ marks! {
     GroupMember,
     /// One whose addend is still in its register.
     AddendHeld,
-    /// A check for several that could not be passed.
-    GroupRefused,
-    /// A block translated again without such checks.
-    Ungrouped,
+    /// A check for several that lie on two pages.
+    GroupCrossing,
+    /// A block translated again without such checks, to go on in.
+    Twin,
     /// A block with such checks not resumed because a translation was dropped.
     GroupsStale,
     /// A jump whose target goes on in the same block.

@@ -19,7 +19,7 @@ use super::hot::JUMP_ENTRIES;
 use crate::marks::mark;
 use base::PAGE_SIZE;
 use iced_x86::Instruction;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 /// The processor mode a block was translated for; which assumptions are wired into it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -100,6 +100,9 @@ pub struct BlockKey {
     pub mode: Mode,
     /// The most instructions it may have: less than the maximum for exact stops.
     pub limit: u8,
+    /// Whether its accesses may share checks. The block of the same key without that is its twin,
+    /// which goes on where a shared check cannot be passed; see `groups`.
+    pub shares: bool,
 }
 
 /// Index of a block.
@@ -118,9 +121,6 @@ impl DecodedId {
     /// Not decoded yet.
     pub const NONE: DecodedId = DecodedId(u32::MAX);
 }
-
-/// How often a block's shared checks may be refused before it is translated without any.
-const REFUSALS_MAX: u8 = 8;
 
 /// The part of the code cache that is for what runs seldom: so many of so many shares.
 const COLD_SHARE: (u32, u32) = (5, 16);
@@ -159,8 +159,6 @@ pub struct Block {
     pub second_page: Option<u64>,
     /// Some accesses share a check; see `groups`.
     pub grouped: bool,
-    /// How often a shared check could not be passed.
-    pub refused: u8,
     /// False once its guest bytes were written.
     pub live: bool,
     /// Exits linked to this block.
@@ -173,6 +171,11 @@ impl Block {
         let first = self.first as usize;
         let here = (self.bytes as usize).min(PAGE_SIZE - first);
         if page == self.key.phys >> 12 { (first, here) } else { (0, self.bytes as usize - here) }
+    }
+
+    /// Whether `other` is of the very same instructions.
+    pub fn same_instructions(&self, other: &Block) -> bool {
+        self.insns.iter().map(|insn| insn.delta).eq(other.insns.iter().map(|insn| insn.delta))
     }
 
     /// The linear address of instruction `k` (`k` may be the count: one past the last).
@@ -188,8 +191,10 @@ pub enum ExitKind {
     Access {
         size: u16,
         write: bool,
-        /// The check was for a group of accesses, of which this is the first.
-        leader: bool,
+        /// Where the check was for a group of accesses, of which this is the first: the jump that
+        /// is taken when they are not all on one page, to be linked to the block's twin. Unlinked it
+        /// jumps to what stands behind it. Else 0.
+        across: u32,
         /// It, or another access of its instruction, is the first of a group: if Rust executes the
         /// instruction, the others find nothing.
         leads: bool,
@@ -234,8 +239,6 @@ pub struct Blocks {
     by_key: HashMap<BlockKey, BlockId, BuildMix>,
     pages: HashMap<u64, CodePage, BuildMix>,
     page_ids: HashMap<(u64, u64, Mode), PageId, BuildMix>,
-    /// Physical addresses of blocks to be translated without groups.
-    ungrouped: HashSet<u64, BuildMix>,
     /// First address after the thunks.
     start: u32,
     /// Where the next block and its cold part will stand.
@@ -259,7 +262,6 @@ impl Blocks {
             by_key: HashMap::default(),
             pages: HashMap::default(),
             page_ids: HashMap::default(),
-            ungrouped: HashSet::default(),
             start,
             next: start,
             next_cold: cold,
@@ -330,6 +332,16 @@ impl Blocks {
         self.list[to.0 as usize].incoming.push(from);
     }
 
+    /// Makes the way out of `from`, a group of accesses that are not all on one page, go straight to
+    /// the same instruction of the block's twin.
+    pub fn link_across(&mut self, arena: &mut Arena, from: ExitId, twin: BlockId) {
+        let Exit { insn, kind, .. } = self.exits[from.0 as usize];
+        let ExitKind::Access { across: field @ 1.., .. } = kind else { return };
+        let to = &mut self.list[twin.0 as usize];
+        arena.patch_jump(field, to.insns[insn as usize].host);
+        to.incoming.push(from);
+    }
+
     /// Forgets the blocks of physical page `page` that overlap the written bytes. True if no
     /// block is left there.
     pub fn invalidate(&mut self, arena: &mut Arena, page: u64, offset: usize, len: usize) -> bool {
@@ -387,9 +399,11 @@ impl Blocks {
         let checked = block.checked as u64;
         let slot = block.key.virt as usize % JUMP_ENTRIES;
         for exit in std::mem::take(&mut block.incoming) {
-            if let ExitKind::Branch { field, stub, .. } = self.exits[exit.0 as usize].kind {
-                mark!(Unlinked);
-                arena.patch_jump(field, stub);
+            mark!(Unlinked);
+            match self.exits[exit.0 as usize].kind {
+                ExitKind::Branch { field, stub, .. } => arena.patch_jump(field, stub),
+                ExitKind::Access { across, .. } => arena.patch_jump(across, across + 4),
+                _ => unreachable!("only jumps are linked"),
             }
         }
         // SAFETY: the arena's hot data; translated code is not running.
@@ -398,23 +412,6 @@ impl Blocks {
             if set.jump[slot].code == checked {
                 set.jump[slot] = empty_jump(slot);
             }
-        }
-    }
-
-    /// Whether accesses of the block at `phys` may share checks.
-    pub fn may_group(&self, phys: u64) -> bool {
-        !self.ungrouped.contains(&phys)
-    }
-
-    /// Notes that a shared check of block `id` could not be passed. After a few times the block is
-    /// forgotten, to be translated without any.
-    pub fn refuse_group(&mut self, arena: &mut Arena, id: BlockId) {
-        let block = &mut self.list[id.0 as usize];
-        block.refused += 1;
-        if block.refused == REFUSALS_MAX {
-            mark!(Ungrouped);
-            self.ungrouped.insert(block.key.phys);
-            self.forget(arena, id);
         }
     }
 
@@ -445,7 +442,6 @@ impl Blocks {
         self.decoded.clear();
         self.by_key.clear();
         self.page_ids.clear();
-        self.ungrouped.clear();
         (self.next, self.next_cold) = (self.start, self.cold);
         self.flushes += 1;
         self.pages.drain().map(|(page, _)| page).collect()

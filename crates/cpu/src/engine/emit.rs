@@ -274,18 +274,37 @@ impl<'a> Emitter<'a> {
     /// On a TLB miss: the address to R10, that of the last byte to R11, and on to the search.
     fn miss(&mut self, stub: &Stub, access: Miss) {
         let Miss { ea, size, write, leader } = access;
+        let id = ExitId(self.exits.len() as u32);
         if ea.register != Reg::R10 || ea.displacement != 0 {
             self.cold.lea(Width::W64, Reg::R10, Mem::base(ea.register, ea.displacement));
         }
+        let across = if leader { self.part_ways(size, id) } else { 0 };
         self.cold.lea(Width::W64, Reg::R11, Mem::base(Reg::R10, size as i32 - 1));
         let retry = self.field(Field::RETRY);
         self.cold.store_imm(Width::W64, retry, stub.retry as i32);
         let planned = self.plan.get(stub.insn as usize);
         let leads = planned.is_some_and(|uses| uses.iter().any(|u| matches!(u, Use::Leader { .. })));
-        let kind = ExitKind::Access { size, write, leader, leads, decoded: DecodedId::NONE };
-        let id = self.exit_for(stub.insn, kind);
+        self.exit_for(stub.insn, ExitKind::Access { size, write, across, leads, decoded: DecodedId::NONE });
         self.cold.mov_imm(Reg::RCX, id.0 as u64);
         self.cold.jmp(self.thunks.search[self.mode.set()][write as usize]);
+    }
+
+    /// Behind the failed check of a group whose first byte is at R10: a way out of its own for where
+    /// the group lies on two pages. Returns the jump to be linked (see [`ExitKind::Access`]).
+    fn part_ways(&mut self, span: u16, id: ExitId) -> u32 {
+        let cold = &mut self.cold;
+        cold.rorx(Reg::R11, Reg::R10, 12);
+        cold.mov_imm(Reg::RCX, 52);
+        cold.shrx(Reg::RCX, Reg::R11, Reg::RCX);
+        cold.lea(Width::W32, Reg::RCX, Mem::base(Reg::RCX, span as i32 - 1));
+        cold.shrx(Reg::RCX, Reg::RCX, regs::BUDGET);
+        let one_page = cold.jrcxz();
+        let jump = cold.jmp_forward();
+        let field = cold.field(jump);
+        cold.bind32(jump);
+        self.leave_with(id);
+        self.cold.bind8(one_page);
+        field
     }
 
     /// The host register holding a guest register's value, loading it into `scratch` if it has

@@ -12,12 +12,11 @@
 //!
 //! * the leader accesses the page itself, so Accessed and Dirty bits come no earlier than they
 //!   should; a group of reads never admits a write;
-//! * where the span does not lie on one page of RAM, Rust executes the leader alone and execution
-//!   goes on in a block that begins behind it; a block to which this happens often is translated
-//!   again without groups ([`super::blocks::Blocks::refuse_group`]);
+//! * where the span does not lie on one page of RAM, execution goes on in the block's twin, which has
+//!   no groups (see `access`);
 //! * an addend is good for as long as no translation is dropped. Translations are dropped only by
 //!   Rust, and after an exit that dropped any ([`super::tlb::Tlb::drops`]) no block with groups is
-//!   resumed in its middle.
+//!   resumed in its middle: its twin is.
 
 use super::classify::Class;
 use super::emit::guest_of;

@@ -14,8 +14,11 @@ pub const TLB_ENTRIES: usize = 256;
 pub const CODE_SLOTS: usize = 8192;
 /// Entries of the jump cache (the index is a 16-bit zero extension of the target).
 pub const JUMP_ENTRIES: usize = 1 << 16;
-/// Entries of a spill table.
+/// Entries of one way of a spill table.
 pub const SPILL_ENTRIES: usize = 16384;
+/// Ways of a spill table. Which one an address space uses follows from its generation, so that
+/// programs with the same addresses (after a fork) do not evict each other's.
+pub const SPILL_WAYS: usize = 4;
 /// Number of mode sets.
 pub const SETS: usize = 5;
 
@@ -56,9 +59,11 @@ pub struct ModeSet {
     /// not make them evict each other.
     pub data: [DataTlb; 2],
     /// What does not fit there; searched by emitted code on a miss.
-    pub spill: [[SpillEntry; SPILL_ENTRIES]; 2],
+    pub spill: [[[SpillEntry; SPILL_ENTRIES]; SPILL_WAYS]; 2],
     /// The low 12 bits of a spill entry's key of the current address space; never zero.
     pub generation: [u64; 2],
+    /// Where that address space's way of the spill table begins, in bytes.
+    pub way: [u64; 2],
     /// Identity of the code page behind each virtual page (see `blocks`); 0: unknown.
     pub code_page: [u32; CODE_SLOTS],
     /// Indirect jump targets.
@@ -194,10 +199,13 @@ impl Field {
     pub const TAG: u32 = offset_of!(DataTlb, tag) as u32;
     pub const ADDEND: u32 = offset_of!(DataTlb, addend) as u32;
     pub const fn spill(write: bool) -> u32 {
-        (offset_of!(ModeSet, spill) + write as usize * size_of::<[SpillEntry; SPILL_ENTRIES]>()) as u32
+        (offset_of!(ModeSet, spill) + write as usize * SPILL_WAYS * SPILL_WAY) as u32
     }
     pub const fn generation(write: bool) -> u32 {
         (offset_of!(ModeSet, generation) + 8 * write as usize) as u32
+    }
+    pub const fn way(write: bool) -> u32 {
+        (offset_of!(ModeSet, way) + 8 * write as usize) as u32
     }
     pub const CODE_PAGE: u32 = offset_of!(ModeSet, code_page) as u32;
     pub const JUMP: u32 = offset_of!(ModeSet, jump) as u32;
@@ -211,6 +219,19 @@ impl Field {
 /// begin on pages one and two can match, and those look at other slots.
 pub const fn empty_tag(slot: usize) -> u64 {
     if slot == 0 || slot == TLB_ENTRIES - 1 { 0x2000_u64.wrapping_neg() } else { 0 }
+}
+
+/// Bytes of one way of a spill table.
+const SPILL_WAY: usize = size_of::<[SpillEntry; SPILL_ENTRIES]>();
+
+/// The way of a spill table that a generation uses.
+pub const fn spill_way(generation: u64) -> usize {
+    generation as usize % SPILL_WAYS
+}
+
+/// Where that begins, in bytes.
+pub const fn spill_way_offset(generation: u64) -> u64 {
+    (spill_way(generation) * SPILL_WAY) as u64
 }
 
 /// The slot of a virtual page in a data TLB.

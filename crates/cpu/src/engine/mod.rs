@@ -8,11 +8,12 @@
 //! | `asm`, `emit`, `plain`, `privileged`, `translate`, `classify` | the translator |
 //! | `groups`, `used` | which accesses share a check, and what instructions use |
 //! | `blocks`, `tlb`, `spaces`, `tables`, `writers` | what is cached, and when it is dropped |
-//! | `run`, `interpret`, `flow`, `bounce` | the loop, and executing one instruction from Rust |
+//! | `run`, `access`, `interpret`, `flow`, `bounce` | the loop, TLB misses, and executing one instruction from Rust |
 //! | `contexts` | several processors on one engine |
 //! | `profile` | where the host's time goes |
 //! | `vcpu` | the type everyone else sees |
 
+mod access;
 mod arena;
 mod asm;
 mod blocks;

@@ -1,17 +1,16 @@
 //! The run loop: finding and linking blocks, and acting on every reason for leaving them.
 
+use super::access::Wanted;
 use super::blocks::{BlockId, BlockKey, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
-use super::bounce::{check_vector_alignment, must_be_aligned};
 use super::classify::Class;
 use super::hot::{Hot, JUMP_ENTRIES, JumpEntry};
-use super::interpret::{Faulted, waits_for_x87};
+use super::interpret::Faulted;
 use super::profile::{self, Work};
 use super::regs;
 use super::signals::{self, Running};
-use super::tlb::{Mapping, Touched};
+use super::tlb::Mapping;
 use super::translate::{Place, Translator};
-use super::vcpu::{Exit, Miss, Vcpu};
-use super::x87;
+use super::vcpu::{Exit, Vcpu};
 use crate::core::{Intent, alignment_checked};
 use crate::marks::mark;
 use crate::walk::{self, Access};
@@ -21,20 +20,8 @@ use iced_x86::Instruction;
 use memory::Marks;
 use x86::{Exception, flags, paging};
 
-/// How often the TLB is filled for one execution of an instruction before it is done from Rust.
-const FILLS_MAX: u8 = 4;
-
-/// An access that the TLB does not know.
-struct Wanted {
-    linear: u64,
-    size: usize,
-    write: bool,
-    /// See [`ExitKind::Access`].
-    leader: bool,
-}
-
 /// What to do after an exit was handled.
-enum Next {
+pub(super) enum Next {
     /// Go on in translated code at this address.
     Enter(u32),
     /// Return to the loop: RIP, the count and everything else are in the state.
@@ -296,7 +283,7 @@ impl Vcpu {
         }
         let Some(phys) = self.code_page(bus, mode, virt)? else { return Ok(None) };
         let phys = phys.offset(virt.page_offset() as u64);
-        let key = BlockKey { phys: phys.0, virt: virt.0, mode, limit: limit as u8 };
+        let key = BlockKey { phys: phys.0, virt: virt.0, mode, limit: limit as u8, shares: true };
         if let Some(block) = self.blocks.find(&key) {
             let Some(second) = self.blocks.get(block).second_page else { return Ok(Some(block)) };
             let next = GuestVirt(virt.page_base().0.wrapping_add(PAGE_SIZE as u64));
@@ -336,13 +323,17 @@ impl Vcpu {
             return Ok(None);
         }
         let id = self.blocks.page_id(virt.page(), page.page(), mode);
-        let mapping = Mapping { entries: &found.entries[..found.levels], global: found.global, long };
+        let mapping = Mapping { entries: &found.entries[..found.levels], long };
         self.tlb.fill_code(&self.arena, bus.ram(), mode, virt, page, id, &mapping);
         Ok(Some(page))
     }
 
     /// Translates the block of `key`; `None` when Rust must execute its first instruction.
-    fn translate(&mut self, bus: &mut dyn Bus, key: BlockKey) -> Result<Option<BlockId>, Exception> {
+    pub(super) fn translate(
+        &mut self,
+        bus: &mut dyn Bus,
+        key: BlockKey,
+    ) -> Result<Option<BlockId>, Exception> {
         let _work = profile::work(Work::Translate);
         if !self.blocks.has_room() {
             self.drop_code(bus);
@@ -378,7 +369,6 @@ impl Vcpu {
             block: self.blocks.next_id(),
             page_id: self.blocks.page_id(key.virt >> 12, phys.page(), key.mode),
             second,
-            group: self.blocks.may_group(key.phys),
         };
         let breakpoints = &self.debugging.breakpoints;
         let (block, code, cold) =
@@ -434,9 +424,9 @@ impl Vcpu {
             // Links lead from one mode to another (STAC, CLAC): the block left says which this is.
             let mode = self.blocks.get(exit.block).key.mode;
             let next = match exit.kind {
-                ExitKind::Access { size, write, leader, .. } => {
+                ExitKind::Access { size, write, .. } => {
                     let linear = self.hot().r10;
-                    self.access(bus, mode, id, Wanted { linear, size: size as usize, write, leader })
+                    self.access(bus, mode, id, Wanted { linear, size: size as usize, write })
                 }
                 ExitKind::Branch { target, mode: to, .. } => {
                     self.arrive();
@@ -493,7 +483,7 @@ impl Vcpu {
     }
 
     /// At the start of instruction `k` of a block: the count, and RIP.
-    fn arrive_at(&mut self, block: BlockId, k: u8) {
+    pub(super) fn arrive_at(&mut self, block: BlockId, k: u8) {
         let left = regs::decode_budget(self.hot().budget);
         let count = self.blocks.get(block).count;
         let unused = left + (count - k) as i64;
@@ -609,90 +599,8 @@ impl Vcpu {
         *rsp = rsp.wrapping_sub(moved as u64);
     }
 
-    /// A TLB miss: fill and retry, or execute the instruction from Rust.
-    fn access(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId, wanted: Wanted) -> Next {
-        let _work = profile::work(Work::TlbMiss);
-        let Wanted { linear, size, write, leader } = wanted;
-        let BlockExit { block, insn: k, .. } = self.blocks.exits[id.0 as usize];
-        let virt = GuestVirt(linear);
-        let crossing = virt.page_offset() + size > PAGE_SIZE;
-        if crossing {
-            mark!(Crossing);
-        }
-        let early = (size >= 16 || self.x87_in_host && x87::exception_pending())
-            && self.faults_before_access(bus, mode, id);
-        let mut shareable = !crossing;
-        if !crossing && !early && (!mode.is64() || paging::is_canonical(linear)) {
-            let state = &self.hot().state;
-            if let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, write))
-                && let Some(page) = bus.ram().page_index(found.phys)
-            {
-                shareable = false;
-                let long = state.long_mode();
-                let marks = bus.ram().marks(page);
-                let slow = write && marks.any(Marks::HOOKED) || marks.any(Marks::WATCHED);
-                if write && marks.any(Marks::HOOKED) {
-                    mark!(HookedStore);
-                }
-                if !slow && self.may_fill(block, k) {
-                    if write {
-                        bus.ram().mark_dirty(page);
-                    }
-                    let entries = &found.entries[..found.levels];
-                    let mapping = Mapping { entries, global: found.global, long };
-                    let access = Touched { write, address: virt, page };
-                    self.tlb.fill_data(&self.arena, bus.ram(), mode, access, &mapping);
-                    if self.groups_stale(block) {
-                        self.arrive_at(block, k);
-                        self.hot().budget = regs::encode_budget(self.horizon - self.state().retired);
-                        return self.go_on(bus, mode);
-                    }
-                    return Next::Enter(self.blocks.get(block).insns[k as usize].host);
-                }
-            }
-        }
-        self.arrive_at(block, k);
-        if leader && !shareable {
-            mark!(GroupRefused);
-            self.blocks.refuse_group(&mut self.arena, block);
-        }
-        self.interpret_in_block(bus, mode, id)
-    }
-
-    /// Whether an addend that the block has put aside may be out of date.
-    fn groups_stale(&self, block: BlockId) -> bool {
-        let stale = self.blocks.get(block).grouped && self.tlb.drops != self.drops_seen;
-        if stale {
-            mark!(GroupsStale);
-        }
-        stale
-    }
-
-    /// Whether the instruction of an exit faults before its operand's page is looked at: a vector
-    /// that has to be aligned and is not, or a pending x87 exception.
-    fn faults_before_access(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId) -> bool {
-        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
-        self.arrive_at(block, insn);
-        let Ok((instr, _)) = self.decoded(bus, mode, id) else { return false };
-        if waits_for_x87(&instr) {
-            return self.x87_in_host && x87::exception_pending();
-        }
-        must_be_aligned(&instr) && check_vector_alignment(&self.core(bus), &instr).is_err()
-    }
-
-    /// Whether a retry of this instruction can succeed: two operands on pages that share a TLB slot
-    /// would evict each other for ever.
-    fn may_fill(&mut self, block: BlockId, k: u8) -> bool {
-        let (budget, horizon) = (self.hot().budget, self.horizon);
-        let last = self.last_miss;
-        let miss = Miss { budget, horizon, site: (block.0, k), fills: last.fills };
-        let fills = if miss == last { last.fills + 1 } else { 1 };
-        self.last_miss = Miss { fills, ..miss };
-        fills <= FILLS_MAX
-    }
-
     /// Executes the instruction of an exit from Rust and goes on behind it if nothing changed.
-    fn interpret_in_block(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId) -> Next {
+    pub(super) fn interpret_in_block(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId) -> Next {
         let _work = profile::work(Work::Interpret);
         let budget = self.horizon - self.state().retired;
         let done = match self.decoded(bus, mode, id) {
@@ -715,13 +623,16 @@ impl Vcpu {
         let BlockExit { block, insn, kind } = self.blocks.exits[id.0 as usize];
         // The leader of a group has left nothing for the others.
         if matches!(kind, ExitKind::Access { leads: true, .. }) || self.groups_stale(block) {
-            return Next::Loop;
+            return match self.twin(bus, block) {
+                Some(twin) => self.resume_after(bus, mode, twin, insn, retired),
+                None => Next::Loop,
+            };
         }
         self.resume_after(bus, mode, block, insn, retired)
     }
 
     /// The instruction of an exit, decoded and classified once for all its executions.
-    fn decoded(
+    pub(super) fn decoded(
         &mut self,
         bus: &mut dyn Bus,
         mode: Mode,

@@ -26,10 +26,17 @@ const SPACES_MAX: usize = 64;
 /// No table's address.
 const NO_ROOT: u64 = u64::MAX;
 
-#[derive(Clone, Copy)]
 struct Space {
     root: u64,
     generation: [u64; 3],
+    /// See [`Spaces::shown`].
+    shown: Vec<u64>,
+}
+
+impl Space {
+    fn new(root: u64, generation: [u64; 3]) -> Self {
+        Self { root, generation, shown: Vec::new() }
+    }
 }
 
 /// The address spaces with cached translations.
@@ -46,7 +53,7 @@ pub struct Spaces {
 impl Spaces {
     /// One space, of no page tables.
     pub fn new() -> Self {
-        let nowhere = Space { root: NO_ROOT, generation: [2; 3] };
+        let nowhere = Space::new(NO_ROOT, [2; 3]);
         Self { list: vec![nowhere], current: 0, oldest: 0, kernel: [1; 3], last: [2; 3] }
     }
 
@@ -55,9 +62,21 @@ impl Spaces {
         self.list[self.current].root
     }
 
+    /// Virtual pages of code to be looked for as soon as the current space is entered again.
+    pub fn shown(&mut self) -> &mut Vec<u64> {
+        &mut self.list[self.current].shown
+    }
+
     /// The generation that entries of a mode set have now.
     pub fn generation(&self, set: usize, kind: Kind) -> u64 {
         if set == 0 { self.kernel[kind as usize] } else { self.list[self.current].generation[kind as usize] }
+    }
+
+    /// The generation that a space's entries have, by its top table; `None` if it has none that are
+    /// still good.
+    pub fn generation_of(&self, root: u64, kind: Kind) -> Option<u64> {
+        let space = self.list.iter().find(|space| space.root == root)?;
+        Some(space.generation[kind as usize]).filter(|generation| *generation != 0)
     }
 
     /// Makes a space the current one; the kinds of tables to be wiped, if numbers ran out.
@@ -65,12 +84,12 @@ impl Spaces {
         self.current = match self.list.iter().position(|space| space.root == root) {
             Some(known) => known,
             None if self.list.len() < SPACES_MAX => {
-                self.list.push(Space { root, generation: [0; 3] });
+                self.list.push(Space::new(root, [0; 3]));
                 self.list.len() - 1
             }
             None => {
                 self.oldest = (self.oldest + 1) % SPACES_MAX;
-                self.list[self.oldest] = Space { root, generation: [0; 3] };
+                self.list[self.oldest] = Space::new(root, [0; 3]);
                 self.oldest
             }
         };

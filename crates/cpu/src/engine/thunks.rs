@@ -110,6 +110,7 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
     asm.bytes(&[0x41, 0x81, 0xe3]); // and r11d, entries - 1
     asm.bytes(&(SPILL_ENTRIES as u32 - 1).to_le_bytes());
     asm.bytes(&[0x41, 0xc1, 0xe3, size_of::<SpillEntry>().trailing_zeros() as u8]); // shl r11d, 4
+    asm.op_load_add(Reg::R11, Mem::abs(table + Field::way(write)));
     asm.mov(Width::W64, Reg::RAX, Reg::R10);
     asm.bytes(&[0x48, 0x25, 0, 0xf0, 0xff, 0xff]); // and rax, -4096
     asm.op_load_add(Reg::RAX, Mem::abs(table + Field::generation(write)));

@@ -18,7 +18,8 @@
 use super::arena::Arena;
 use super::blocks::{Mode, PageId, empty_jump};
 use super::hot::{
-    CODE_SLOTS, DataTlb, Hot, SETS, SPILL_ENTRIES, SpillEntry, TLB_ENTRIES, code_slot, empty_tag, tlb_slot,
+    CODE_SLOTS, DataTlb, Hot, ModeSet, SETS, SPILL_ENTRIES, SPILL_WAYS, SpillEntry, TLB_ENTRIES, code_slot,
+    empty_tag, spill_way, spill_way_offset, tlb_slot,
 };
 use super::spaces::{KINDS, Kind, Spaces};
 use super::tables::{Range, Tables, Written};
@@ -28,8 +29,12 @@ use memory::{Disturbance, Marks, Ram};
 
 /// Index of the tables for writes in a mode set.
 const WRITE: usize = Kind::Write as usize;
-/// Entries of the tagged table of code pages.
-const CODE_ENTRIES: usize = 16384;
+/// Entries of one way of the tagged table of code pages, which has as many ways as spill tables.
+const CODE_ENTRIES: usize = 8192;
+/// Code pages of a program that are shown to emitted code again when its address space returns.
+const SHOWN_AGAIN: usize = 64;
+/// The mode set of 64-bit programs.
+const PROGRAMS: usize = 2;
 /// Pages from which on a range is dropped by giving everything a new generation.
 const LARGE_RANGE: u64 = 2048;
 
@@ -81,8 +86,10 @@ struct SetSide {
     /// The direct-mapped tables may hold something: filled from here, or by emitted code, which
     /// fills them from the tables behind.
     used: bool,
-    /// They may hold what is not global, in the kernel's own set.
-    local: bool,
+    /// The tables for data or for code may hold what is not right in other address spaces, in the
+    /// kernel's sets.
+    local_data: bool,
+    local_code: bool,
 }
 
 /// An access whose page is in RAM.
@@ -97,8 +104,6 @@ pub struct Touched {
 pub struct Mapping<'a> {
     /// Physical addresses of the table entries, leaf last; empty when paging is off.
     pub entries: &'a [GuestPhys],
-    /// Survives a CR3 load.
-    pub global: bool,
     /// Four levels of 8-byte entries (IA-32e paging).
     pub long: bool,
 }
@@ -125,14 +130,15 @@ impl Tlb {
             filled: Filled::default(),
             mode: Mode::default(),
             used: true,
-            local: false,
+            local_data: false,
+            local_code: false,
         };
         let mut tlb = Self {
             sets: (0..SETS).map(|_| side()).collect(),
             spaces: Spaces::new(),
             tables: Tables::default(),
             writers: Writers::default(),
-            code: vec![CodeEntry::default(); CODE_ENTRIES].into_boxed_slice(),
+            code: vec![CodeEntry::default(); SPILL_WAYS * CODE_ENTRIES].into_boxed_slice(),
             epoch: 0,
             drops: 0,
             fills: 0,
@@ -204,12 +210,12 @@ impl Tlb {
         table.tag[slot] = virt.wrapping_neg();
         table.addend[slot] = addend;
         self.sets[number].used = true;
-        if lasting(number, virt, mapping) {
-            let key = virt + set.generation[write as usize];
-            set.spill[write as usize][spill_slot(address.page())] = SpillEntry { key, addend };
-        } else {
-            self.sets[number].local = true;
+        if is_upper(virt) || number != 0 {
+            let generation = set.generation[write as usize];
+            let way = &mut set.spill[write as usize][spill_way(generation)];
+            way[spill_slot(address.page())] = SpillEntry { key: virt + generation, addend };
         }
+        self.sets[number].local_data |= !is_upper(virt);
     }
 
     /// Caches which page stands behind a virtual page for execution.
@@ -227,12 +233,11 @@ impl Tlb {
         self.note_tables(arena, ram, virt, mapping);
         let set = mode.set();
         self.show_code(arena, set, virt.page(), phys.page(), id);
-        if lasting(set, virt.0, mapping) {
-            let key = virt.page_base().0 + self.spaces.generation(set, Kind::Code);
+        if is_upper(virt.0) || set != 0 {
+            let generation = self.spaces.generation(set, Kind::Code);
+            let key = virt.page_base().0 + generation;
             let entry = CodeEntry { key, phys_page: phys.page(), id, set: set as u8 };
-            self.code[virt.page() as usize % CODE_ENTRIES] = entry;
-        } else {
-            self.sets[set].local = true;
+            self.code[code_entry(virt.page(), spill_way(generation))] = entry;
         }
     }
 
@@ -240,8 +245,10 @@ impl Tlb {
         let slot = code_slot(virt_page);
         hot(arena).sets[set].code_page[slot] = id;
         self.sets[set].code[slot] = CodeSide { virt_page, phys_page };
-        self.sets[set].filled.note(slot);
-        self.sets[set].used = true;
+        let side = &mut self.sets[set];
+        side.filled.note(slot);
+        side.used = true;
+        side.local_code |= !is_upper(virt_page << 12);
     }
 
     /// The cached physical page behind a virtual page for execution, which emitted code is told of
@@ -253,8 +260,15 @@ impl Tlb {
         if side.virt_page == page && hot(arena).sets[set].code_page[slot] != 0 {
             return Some(GuestPhys(side.phys_page << 12));
         }
-        let entry = self.code[page as usize % CODE_ENTRIES];
-        let key = virt.page_base().0 + self.spaces.generation(set, Kind::Code);
+        self.find_code(arena, set, virt)
+    }
+
+    /// The same, looked for in the tagged table only.
+    fn find_code(&mut self, arena: &Arena, set: usize, virt: GuestVirt) -> Option<GuestPhys> {
+        let page = virt.page();
+        let generation = self.spaces.generation(set, Kind::Code);
+        let entry = self.code[code_entry(page, spill_way(generation))];
+        let key = virt.page_base().0 + generation;
         if entry.key != key || entry.set as usize != set {
             return None;
         }
@@ -286,7 +300,7 @@ impl Tlb {
                 for virt in addresses.into_iter().flatten() {
                     self.drops += 1;
                     for set in 0..SETS {
-                        drop_data(&mut hot(arena).sets[set], WRITE, virt);
+                        drop_data(&mut hot(arena).sets[set], Kind::Write, virt, 0..SPILL_WAYS);
                     }
                 }
             }
@@ -317,24 +331,43 @@ impl Tlb {
             return;
         }
         let Range { virt, pages, .. } = range;
-        let each = |n: u64| virt.wrapping_add(n * PAGE_SIZE as u64);
-        for set in &mut hot(arena).sets {
-            for kind in 0..2 {
-                (0..pages).for_each(|n| drop_data(set, kind, each(n)));
+        let addresses = || (0..pages).map(move |n| virt.wrapping_add(n * PAGE_SIZE as u64));
+        // In one address space only? Then the direct-mapped tables hold it only if that is current.
+        let only = range.root.filter(|_| range.is_low());
+        let shown = only.is_none_or(|root| root == self.spaces.current_root());
+        for kind in [Kind::Read, Kind::Write] {
+            let ways = self.ways(only, kind);
+            for (set, side) in hot(arena).sets.iter_mut().zip(&self.sets) {
+                if side.mode != Mode::default() {
+                    addresses().for_each(|virt| drop_data(set, kind, virt, ways.clone()));
+                }
             }
         }
-        for address in (0..pages).map(each) {
+        let ways = self.ways(only, Kind::Code);
+        for address in addresses() {
             let page = GuestVirt(address).page();
-            for (set, side) in self.sets.iter().enumerate() {
+            for (set, side) in self.sets.iter().enumerate().filter(|_| shown) {
                 let slot = code_slot(page);
                 if side.code[slot].virt_page == page {
                     hot(arena).sets[set].code_page[slot] = 0;
                 }
             }
-            let entry = &mut self.code[page as usize % CODE_ENTRIES];
-            if entry.key & !0xfff == address {
-                entry.key = 0;
+            for way in ways.clone() {
+                let entry = &mut self.code[code_entry(page, way)];
+                if entry.key & !0xfff == address {
+                    entry.key = 0;
+                }
             }
+        }
+    }
+
+    /// The ways in which the tagged tables may hold translations of a kind: of one address space, by
+    /// its top table, or of all.
+    fn ways(&self, only: Option<u64>, kind: Kind) -> std::ops::Range<usize> {
+        match only.map(|root| self.spaces.generation_of(root, kind)) {
+            None => 0..SPILL_WAYS,
+            Some(None) => 0..0,
+            Some(Some(generation)) => spill_way(generation)..spill_way(generation) + 1,
         }
     }
 
@@ -354,13 +387,18 @@ impl Tlb {
         self.show_generations(arena);
     }
 
-    /// Empties the direct-mapped tables but for what all address spaces share.
+    /// Empties the direct-mapped tables but for what all address spaces share: what the kernel's
+    /// own set holds, and what code its other set knows.
     fn clear_local(&mut self, arena: &Arena) {
         for set in 0..SETS {
-            if set != 0 && self.sets[set].used || self.sets[set].local {
-                self.clear_set(arena, set);
-                self.sets[set].used = false;
+            let SetSide { used, local_data, local_code, .. } = self.sets[set];
+            if set != 0 && used || local_data {
+                self.clear_data(arena, set);
             }
+            if set > 1 && used || local_code {
+                self.clear_code(arena, set);
+            }
+            self.sets[set].used &= set == 0;
         }
     }
 
@@ -378,13 +416,33 @@ impl Tlb {
         if !long || upper_half(ram, old) != upper_half(ram, root) {
             self.drop_everything(arena);
         }
+        self.remember_code();
         let wiped = self.spaces.enter(root);
         wiped.into_iter().for_each(|kind| self.wipe(arena, kind));
         self.clear_local(arena);
         self.show_generations(arena);
+        self.show_code_again(arena);
         if let (true, Some(page)) = (long, ram.page_index(GuestPhys(root))) {
             self.note_table(arena, ram, page, 0, Some(0));
         }
+    }
+
+    /// Notes for the address space being left which code pages of its program emitted code knew.
+    fn remember_code(&mut self) {
+        let SetSide { filled, code, .. } = &self.sets[PROGRAMS];
+        let latest = &filled.0[filled.0.len().saturating_sub(SHOWN_AGAIN)..];
+        let shown = self.spaces.shown();
+        shown.clear();
+        shown.extend(latest.iter().map(|slot| code[*slot as usize].virt_page));
+    }
+
+    /// Tells emitted code of them as far as they are still there. Without it each costs an exit.
+    fn show_code_again(&mut self, arena: &Arena) {
+        let mut shown = std::mem::take(self.spaces.shown());
+        for page in shown.drain(..) {
+            self.find_code(arena, PROGRAMS, GuestVirt(page << 12));
+        }
+        *self.spaces.shown() = shown;
     }
 
     /// Whether the address space of the page tables at `root` is the current one.
@@ -430,13 +488,22 @@ impl Tlb {
 
     /// Empties the direct-mapped tables of a set.
     fn clear_set(&mut self, arena: &Arena, set: usize) {
-        self.sets[set].local = false;
+        self.clear_data(arena, set);
+        self.clear_code(arena, set);
+    }
+
+    fn clear_data(&mut self, arena: &Arena, set: usize) {
         self.drops += 1;
-        let tables = &mut hot(arena).sets[set];
-        tables.data.iter_mut().for_each(clear_data);
+        self.sets[set].local_data = false;
+        hot(arena).sets[set].data.iter_mut().for_each(clear_data);
+    }
+
+    fn clear_code(&mut self, arena: &Arena, set: usize) {
+        self.sets[set].local_code = false;
+        let code_page = &mut hot(arena).sets[set].code_page;
         match self.sets[set].filled.take() {
-            Some(slots) => slots.into_iter().for_each(|slot| tables.code_page[slot as usize] = 0),
-            None => tables.code_page.fill(0),
+            Some(slots) => slots.into_iter().for_each(|slot| code_page[slot as usize] = 0),
+            None => code_page.fill(0),
         }
     }
 
@@ -455,7 +522,9 @@ impl Tlb {
             Kind::Code => self.code.fill(CodeEntry::default()),
             Kind::Read | Kind::Write => {
                 for set in &mut hot(arena).sets {
-                    set.spill[kind as usize].fill(SpillEntry { key: 0, addend: 0 });
+                    // Looking first leaves alone what was never used, and is no memory of ours yet.
+                    let used = set.spill[kind as usize].as_flattened_mut().iter_mut().filter(|e| e.key != 0);
+                    used.for_each(|entry| entry.key = 0);
                 }
             }
         }
@@ -464,16 +533,18 @@ impl Tlb {
     fn show_generations(&self, arena: &Arena) {
         for (number, set) in hot(arena).sets.iter_mut().enumerate() {
             for kind in [Kind::Read, Kind::Write] {
-                set.generation[kind as usize] = self.spaces.generation(number, kind);
+                let generation = self.spaces.generation(number, kind);
+                set.generation[kind as usize] = generation;
+                set.way[kind as usize] = spill_way_offset(generation);
             }
         }
     }
 }
 
-/// Whether a translation may be kept beyond a change of address space. The kernel's own set keeps
-/// what is global and beyond the reach of programs; what it keeps serves all address spaces.
-fn lasting(set: usize, virt: u64, mapping: &Mapping) -> bool {
-    set != 0 || mapping.global && (virt as i64) < 0
+/// Whether an address is in the kernel's half, which all address spaces between which nothing is
+/// dropped have in common (see [`Tlb::enter_space`]), global or not: the tables are coherent.
+fn is_upper(virt: u64) -> bool {
+    (virt as i64) < 0
 }
 
 /// The entries of a top table for the kernel's half of the address space.
@@ -482,20 +553,26 @@ fn upper_half(ram: &Ram, root: u64) -> Option<&[u8]> {
     Some(&ram.page_bytes(page)[PAGE_SIZE / 2..])
 }
 
+fn code_entry(page: u64, way: usize) -> usize {
+    way * CODE_ENTRIES + page as usize % CODE_ENTRIES
+}
+
 fn spill_slot(page: u64) -> usize {
     page as usize % SPILL_ENTRIES
 }
 
-/// Drops a page from the tables of one kind.
-fn drop_data(set: &mut super::hot::ModeSet, kind: usize, virt: u64) {
-    let page = GuestVirt(virt).page();
+/// Drops a page from the tables of one kind, of the tagged one in these ways.
+fn drop_data(set: &mut ModeSet, kind: Kind, virt: u64, ways: std::ops::Range<usize>) {
+    let (page, kind) = (GuestVirt(virt).page(), kind as usize);
     let slot = tlb_slot(page);
     if set.data[kind].tag[slot] == virt.wrapping_neg() {
         set.data[kind].tag[slot] = empty_tag(slot);
     }
-    let spilled = &mut set.spill[kind][spill_slot(page)];
-    if spilled.key & !0xfff == virt {
-        spilled.key = 0;
+    for way in &mut set.spill[kind][ways] {
+        let spilled = &mut way[spill_slot(page)];
+        if spilled.key & !0xfff == virt {
+            spilled.key = 0;
+        }
     }
 }
 

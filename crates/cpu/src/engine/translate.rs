@@ -80,14 +80,12 @@ pub struct Place {
     pub page_id: u32,
     /// The next page's identity and physical number, where `bytes` reach into it.
     pub second: Option<(u32, u64)>,
-    /// Whether accesses may share checks.
-    pub group: bool,
 }
 
 impl Place {
     /// For code at `origin` that belongs to no block and has no ways out of its own.
     pub fn outside(origin: u32, base: u32, thunks: Thunks) -> Self {
-        Self { origin, cold: origin, base, thunks, block: BlockId(0), page_id: 0, second: None, group: false }
+        Self { origin, cold: origin, base, thunks, block: BlockId(0), page_id: 0, second: None }
     }
 }
 
@@ -124,7 +122,7 @@ impl Translator {
         breakpoints: &BTreeSet<u64>,
         exits: &mut Vec<Exit>,
     ) -> (Block, Vec<u8>, Vec<u8>) {
-        let group = place.group && key.mode.is64();
+        let group = key.shares && key.mode.is64();
         self.grouping.begin();
         self.decode(key, page, if place.second.is_some() { 1 } else { key.limit }, group);
         if !breakpoints.is_empty() {
@@ -176,7 +174,6 @@ impl Translator {
             bytes: (end - first).max(1) as u16,
             second_page: place.second.map(|(_, page)| page),
             grouped,
-            refused: 0,
             live: true,
             incoming: Vec::new(),
         };

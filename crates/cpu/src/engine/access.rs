@@ -1,0 +1,146 @@
+//! Accesses that the TLB does not know, and the twins of blocks.
+//!
+//! A miss fills the TLB and tries again, or Rust executes the instruction: where the operand lies on
+//! two pages, is no RAM, or is RAM that stores may not reach unseen.
+//!
+//! Where accesses share a check (see `groups`) there is a third case: each is fine by itself, but
+//! together they lie on two pages, or the addend put aside for them is no longer good. Then execution
+//! goes on at the same instruction of the block's *twin*, a translation of the same instructions
+//! without shared checks. The two count alike, so one can be left for the other anywhere.
+
+use super::blocks::{BlockId, BlockKey, Exit as BlockExit, ExitId, ExitKind, Mode};
+use super::bounce::{check_vector_alignment, must_be_aligned};
+use super::interpret::waits_for_x87;
+use super::profile::{self, Work};
+use super::run::Next;
+use super::tlb::{Mapping, Touched};
+use super::vcpu::{Miss, Vcpu};
+use super::x87;
+use crate::Bus;
+use crate::marks::mark;
+use crate::walk::{self, Access};
+use base::{GuestVirt, PAGE_SIZE};
+use memory::Marks;
+use x86::paging;
+
+/// How often the TLB is filled for one execution of an instruction before it is done from Rust.
+const FILLS_MAX: u8 = 4;
+
+/// An access that the TLB does not know.
+pub struct Wanted {
+    pub linear: u64,
+    pub size: usize,
+    pub write: bool,
+}
+
+impl Vcpu {
+    /// A TLB miss: fill and retry, or execute the instruction from Rust.
+    pub(super) fn access(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId, wanted: Wanted) -> Next {
+        let _work = profile::work(Work::TlbMiss);
+        let Wanted { linear, size, write } = wanted;
+        let BlockExit { block, insn: k, kind } = self.blocks.exits[id.0 as usize];
+        let leader = matches!(kind, ExitKind::Access { across: 1.., .. });
+        let virt = GuestVirt(linear);
+        let crossing = virt.page_offset() + size > PAGE_SIZE;
+        if crossing {
+            mark!(Crossing);
+        }
+        let early = (size >= 16 || self.x87_in_host && x87::exception_pending())
+            && self.faults_before_access(bus, mode, id);
+        if !crossing && !early && (!mode.is64() || paging::is_canonical(linear)) {
+            let state = &self.hot().state;
+            if let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, write))
+                && let Some(page) = bus.ram().page_index(found.phys)
+            {
+                let long = state.long_mode();
+                let marks = bus.ram().marks(page);
+                let slow = write && marks.any(Marks::HOOKED) || marks.any(Marks::WATCHED);
+                if write && marks.any(Marks::HOOKED) {
+                    mark!(HookedStore);
+                }
+                if !slow && self.may_fill(block, k) {
+                    if write {
+                        bus.ram().mark_dirty(page);
+                    }
+                    let entries = &found.entries[..found.levels];
+                    let mapping = Mapping { entries, long };
+                    let access = Touched { write, address: virt, page };
+                    self.tlb.fill_data(&self.arena, bus.ram(), mode, access, &mapping);
+                    if !self.groups_stale(block) {
+                        return Next::Enter(self.blocks.get(block).insns[k as usize].host);
+                    }
+                    if let Some(at) = self.in_twin(bus, block, k) {
+                        return Next::Enter(at);
+                    }
+                    self.arrive_at(block, k);
+                    return Next::Loop;
+                }
+            }
+        }
+        if leader && crossing {
+            mark!(GroupCrossing);
+            if let Some(twin) = self.twin(bus, block) {
+                self.blocks.link_across(&mut self.arena, id, twin);
+                return Next::Enter(self.blocks.get(twin).insns[k as usize].host);
+            }
+        }
+        self.arrive_at(block, k);
+        self.interpret_in_block(bus, mode, id)
+    }
+
+    /// Whether an addend that the block has put aside may be out of date.
+    pub(super) fn groups_stale(&self, block: BlockId) -> bool {
+        let stale = self.blocks.get(block).grouped && self.tlb.drops != self.drops_seen;
+        if stale {
+            mark!(GroupsStale);
+        }
+        stale
+    }
+
+    /// Whether the instruction of an exit faults before its operand's page is looked at: a vector
+    /// that has to be aligned and is not, or a pending x87 exception.
+    fn faults_before_access(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId) -> bool {
+        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
+        self.arrive_at(block, insn);
+        let Ok((instr, _)) = self.decoded(bus, mode, id) else { return false };
+        if waits_for_x87(&instr) {
+            return self.x87_in_host && x87::exception_pending();
+        }
+        must_be_aligned(&instr) && check_vector_alignment(&self.core(bus), &instr).is_err()
+    }
+
+    /// Whether a retry of this instruction can succeed: two operands on pages that share a TLB slot
+    /// would evict each other for ever.
+    fn may_fill(&mut self, block: BlockId, k: u8) -> bool {
+        let (budget, horizon) = (self.hot().budget, self.horizon);
+        let last = self.last_miss;
+        let miss = Miss { budget, horizon, site: (block.0, k), fills: last.fills };
+        let fills = if miss == last { last.fills + 1 } else { 1 };
+        self.last_miss = Miss { fills, ..miss };
+        fills <= FILLS_MAX
+    }
+
+    /// The twin of a block, made if need be; `None` if it can have none or there is no room.
+    pub(super) fn twin(&mut self, bus: &mut dyn Bus, block: BlockId) -> Option<BlockId> {
+        let b = self.blocks.get(block);
+        if !b.live || b.second_page.is_some() {
+            return None;
+        }
+        let key = BlockKey { shares: false, ..b.key };
+        let twin = match self.blocks.find(&key) {
+            Some(twin) => twin,
+            None if self.blocks.has_room() => {
+                mark!(Twin);
+                self.translate(bus, key).ok()??
+            }
+            None => return None,
+        };
+        self.blocks.get(block).same_instructions(self.blocks.get(twin)).then_some(twin)
+    }
+
+    /// Where instruction `k` of a block's twin begins.
+    fn in_twin(&mut self, bus: &mut dyn Bus, block: BlockId, k: u8) -> Option<u32> {
+        let twin = self.twin(bus, block)?;
+        Some(self.blocks.get(twin).insns[k as usize].host)
+    }
+}
