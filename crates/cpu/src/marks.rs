@@ -78,6 +78,8 @@ marks! {
     Twin,
     /// A block with such checks not resumed because a translation was dropped.
     GroupsStale,
+    /// MOVS or STOS in translated code.
+    StringThunk,
     /// A jump whose target goes on in the same block.
     JumpFollowed,
     /// A short loop translated several times over.

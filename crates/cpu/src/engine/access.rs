@@ -13,6 +13,7 @@ use super::bounce::{check_vector_alignment, must_be_aligned};
 use super::interpret::waits_for_x87;
 use super::profile::{self, Work};
 use super::run::Next;
+use super::strings::Shape;
 use super::tlb::{Mapping, Touched};
 use super::vcpu::{Miss, Vcpu};
 use super::x87;
@@ -20,8 +21,9 @@ use crate::Bus;
 use crate::marks::mark;
 use crate::walk::{self, Access};
 use base::{GuestVirt, PAGE_SIZE};
+use iced_x86::Instruction;
 use memory::Marks;
-use x86::paging;
+use x86::{gpr, paging};
 
 /// How often the TLB is filled for one execution of an instruction before it is done from Rust.
 const FILLS_MAX: u8 = 4;
@@ -47,34 +49,17 @@ impl Vcpu {
         }
         let early = (size >= 16 || self.x87_in_host && x87::exception_pending())
             && self.faults_before_access(bus, mode, id);
-        if !crossing && !early && (!mode.is64() || paging::is_canonical(linear)) {
-            let state = &self.hot().state;
-            if let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, write))
-                && let Some(page) = bus.ram().page_index(found.phys)
-            {
-                let long = state.long_mode();
-                let marks = bus.ram().marks(page);
-                let slow = write && marks.any(Marks::HOOKED) || marks.any(Marks::WATCHED);
-                if write && marks.any(Marks::HOOKED) {
-                    mark!(HookedStore);
+        if !crossing && !early {
+            let allowed = |vcpu: &mut Self| vcpu.may_fill(block, k);
+            if self.fill(bus, mode, virt, write, allowed) {
+                if !self.groups_stale(block) {
+                    return Next::Enter(self.blocks.get(block).insns[k as usize].host);
                 }
-                if !slow && self.may_fill(block, k) {
-                    if write {
-                        bus.ram().mark_dirty(page);
-                    }
-                    let entries = &found.entries[..found.levels];
-                    let mapping = Mapping { entries, long };
-                    let access = Touched { write, address: virt, page };
-                    self.tlb.fill_data(&self.arena, bus.ram(), mode, access, &mapping);
-                    if !self.groups_stale(block) {
-                        return Next::Enter(self.blocks.get(block).insns[k as usize].host);
-                    }
-                    if let Some(at) = self.in_twin(bus, block, k) {
-                        return Next::Enter(at);
-                    }
-                    self.arrive_at(block, k);
-                    return Next::Loop;
+                if let Some(at) = self.in_twin(bus, block, k) {
+                    return Next::Enter(at);
                 }
+                self.arrive_at(block, k);
+                return Next::Loop;
             }
         }
         if leader && crossing {
@@ -86,6 +71,57 @@ impl Vcpu {
         }
         self.arrive_at(block, k);
         self.interpret_in_block(bus, mode, id)
+    }
+
+    /// Fills the TLB for an access that is made at `virt`: false if it faults, is
+    /// not of RAM, is to be seen each time, or is not `allowed`, which is asked last.
+    fn fill(
+        &mut self,
+        bus: &mut dyn Bus,
+        mode: Mode,
+        virt: GuestVirt,
+        write: bool,
+        allowed: impl FnOnce(&mut Self) -> bool,
+    ) -> bool {
+        if mode.is64() && !paging::is_canonical(virt.0) {
+            return false;
+        }
+        let state = &self.hot().state;
+        let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, write)) else {
+            return false;
+        };
+        let Some(page) = bus.ram().page_index(found.phys) else { return false };
+        let long = state.long_mode();
+        let marks = bus.ram().marks(page);
+        if write && marks.any(Marks::HOOKED) {
+            mark!(HookedStore);
+            return false;
+        }
+        if marks.any(Marks::WATCHED) || !allowed(self) {
+            return false;
+        }
+        if write {
+            bus.ram().mark_dirty(page);
+        }
+        let mapping = Mapping { entries: &found.entries[..found.levels], long };
+        let access = Touched { write, address: virt, page };
+        self.tlb.fill_data(&self.arena, bus.ram(), mode, access, &mapping);
+        true
+    }
+
+    /// Fills the TLB for what a string instruction is about to access that has a thunk, which works only
+    /// on what the TLB knows. The first element will be read, then written, so its pages may be walked
+    /// to now, in that order.
+    pub(super) fn fill_for_string(&mut self, bus: &mut dyn Bus, mode: Mode, instr: &Instruction) {
+        let Some(shape) = Shape::of(instr).filter(|_| mode.is64()) else { return };
+        let [count, rsi, rdi] = [gpr::RCX, gpr::RSI, gpr::RDI].map(|r| self.state().gpr[r]);
+        let whole = |at: u64| at % PAGE_SIZE as u64 + shape.element() <= PAGE_SIZE as u64;
+        if shape.is_repeated() && count == 0 || shape.moves() && !whole(rsi) || !whole(rdi) {
+            return;
+        }
+        if !shape.moves() || self.fill(bus, mode, GuestVirt(rsi), false, |_| true) {
+            self.fill(bus, mode, GuestVirt(rdi), true, |_| true);
+        }
     }
 
     /// Whether an addend that the block has put aside may be out of date.

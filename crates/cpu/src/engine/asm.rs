@@ -203,6 +203,10 @@ impl Asm {
     pub fn op_load_add(&mut self, dst: Reg, mem: Mem) {
         self.op_mem(Width::W64, &[0x03], dst.0, mem);
     }
+    /// `sub dst, [mem]`, likewise.
+    pub fn op_load_sub(&mut self, dst: Reg, mem: Mem) {
+        self.op_mem(Width::W64, &[0x2b], dst.0, mem);
+    }
     /// `cmp dst, [mem]`, 64 bits; for thunks, since it writes flags.
     pub fn op_cmp(&mut self, dst: Reg, mem: Mem) {
         self.op_mem(Width::W64, &[0x3b], dst.0, mem);

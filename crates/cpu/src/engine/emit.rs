@@ -85,7 +85,7 @@ pub struct Emitter<'a> {
     pub cold: Asm,
     pub mode: Mode,
     base: u32,
-    thunks: Thunks,
+    pub thunks: Thunks,
     block: BlockId,
     exits: &'a mut Vec<Exit>,
     stubs: Vec<Stub>,
@@ -221,7 +221,8 @@ impl<'a> Emitter<'a> {
         self.asm.jmp(self.thunks.exit);
     }
 
-    fn exit_for(&mut self, insn: u8, kind: ExitKind) -> ExitId {
+    /// A new way out of instruction `insn`.
+    pub fn exit_for(&mut self, insn: u8, kind: ExitKind) -> ExitId {
         let id = ExitId(self.exits.len() as u32);
         self.exits.push(Exit { block: self.block, insn, kind });
         id

@@ -118,6 +118,8 @@ pub struct Hot {
     pub tsc_base: u64,
     /// Where a memory access whose translation was found in the spill table is tried again.
     pub retry: u64,
+    /// Where a string thunk goes on.
+    pub behind: u64,
     /// The guest's RAX while the spill table is searched.
     pub temporary_rax: u64,
     /// Status flags meanwhile.
@@ -190,6 +192,7 @@ impl Field {
         (offset_of!(Hot, sets) + n * size_of::<ModeSet>()) as u32
     }
     pub const RETRY: u32 = offset_of!(Hot, retry) as u32;
+    pub const BEHIND: u32 = offset_of!(Hot, behind) as u32;
     pub const TEMPORARY_RAX: u32 = offset_of!(Hot, temporary_rax) as u32;
     pub const SEARCHING: u32 = offset_of!(Hot, searching) as u32;
     /// A mode set's table for reads or writes.

@@ -5,7 +5,7 @@
 //! | `regs` | where guest registers live; the budget register |
 //! | `arena`, `hot` | the memory below 2 GiB that translated code runs in and talks to |
 //! | `thunks`, `signals`, `x87` | crossing between Rust and translated code |
-//! | `asm`, `emit`, `plain`, `privileged`, `translate`, `classify` | the translator |
+//! | `asm`, `emit`, `plain`, `strings`, `privileged`, `translate`, `classify` | the translator |
 //! | `groups`, `used` | which accesses share a check, and what instructions use |
 //! | `blocks`, `tlb`, `spaces`, `tables`, `writers` | what is cached, and when it is dropped |
 //! | `run`, `access`, `interpret`, `flow`, `bounce` | the loop, TLB misses, and executing one instruction from Rust |
@@ -33,6 +33,7 @@ mod regs;
 mod run;
 mod signals;
 mod spaces;
+mod strings;
 mod tables;
 #[cfg(test)]
 mod tests;

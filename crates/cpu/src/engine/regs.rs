@@ -42,6 +42,8 @@ pub const HOMES: [(usize, Reg); 12] = [
     (gpr::R13, Reg(13)),
 ];
 
+/// A budget register below this, as a signed number, has been overdrawn.
+pub const NOTHING_LEFT: u64 = BIAS * UNIT;
 /// Where the guest's RCX lives.
 pub const RCX_HOME: Reg = Reg::R14;
 /// The budget register.

@@ -607,6 +607,7 @@ impl Vcpu {
             Ok((instr, class)) => {
                 let access = matches!(self.blocks.exits[id.0 as usize].kind, ExitKind::Access { .. });
                 profile::interpreted(instr.mnemonic(), access);
+                self.fill_for_string(bus, mode, &instr);
                 self.interpret_as(bus, &instr, class, budget)
             }
             Err(exception) => Err(Faulted::from(exception)),

@@ -8,6 +8,7 @@
 use super::asm::{Asm, Mem, Reg, Width};
 use super::hot::{Field, SETS, SPILL_ENTRIES, SpillEntry, TLB_ENTRIES};
 use super::regs;
+use super::strings::{self, StringThunks};
 use std::mem::offset_of;
 
 /// Addresses of the doors.
@@ -19,6 +20,8 @@ pub struct Thunks {
     pub exit: u32,
     /// For each mode set, reads and writes: searches the spill table (see [`search`]).
     pub search: [[u32; 2]; SETS],
+    /// MOVS and STOS.
+    pub strings: StringThunks,
 }
 
 const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
@@ -70,7 +73,8 @@ pub fn emit(asm: &mut Asm, base: u32, avx: bool) -> Thunks {
     }
     asm.bytes(&[0xc3]);
     let search = std::array::from_fn(|set| [false, true].map(|write| search(asm, base, exit, set, write)));
-    Thunks { enter, exit, search }
+    let strings = strings::thunks(asm, base, exit, &search);
+    Thunks { enter, exit, search, strings }
 }
 
 fn push(asm: &mut Asm, r: u8) {
@@ -123,16 +127,17 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
     asm.store(Width::W64, Mem::table(tlb + Field::TAG, Reg::R10), Reg::RAX);
     asm.load(Width::W64, Reg::RAX, part(offset_of!(SpillEntry, addend) as u32));
     asm.store(Width::W64, Mem::table(tlb + Field::ADDEND, Reg::R10), Reg::RAX);
-    restore(asm, base);
+    restore_flags(asm, base);
     asm.jmp_mem(field(Field::RETRY));
     asm.bind32(crossing);
     asm.bind32(missing);
-    restore(asm, base);
+    restore_flags(asm, base);
     asm.jmp(exit);
     start
 }
 
-fn restore(asm: &mut Asm, base: u32) {
+/// Brings back the flags and RAX that a thunk has put aside.
+pub fn restore_flags(asm: &mut Asm, base: u32) {
     asm.load(Width::W64, Reg::RAX, Mem::abs(base + Field::SEARCHING));
     asm.bytes(&[0x04, 0x7f, 0x9e]); // add al, 127; sahf
     asm.load(Width::W64, Reg::RAX, Mem::abs(base + Field::TEMPORARY_RAX));

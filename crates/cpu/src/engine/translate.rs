@@ -18,6 +18,7 @@ use super::hot::Field;
 use super::plain::Rewriter;
 use super::privileged;
 use super::regs;
+use super::strings::{self, Shape};
 use super::thunks::Thunks;
 use super::used::Used;
 use crate::marks::mark;
@@ -52,6 +53,8 @@ struct Decoded {
     delta: i16,
     next: i16,
     len: u8,
+    /// A debugger stops before it, and before each iteration if it is a repeated one.
+    breakpoint: bool,
 }
 
 /// Keeps what is expensive to make.
@@ -131,6 +134,7 @@ impl Translator {
             let end = self.decoded.iter().skip(1).position(at);
             self.decoded.truncate(end.map_or(self.decoded.len(), |end| end + 1));
         }
+        self.decoded[0].breakpoint = breakpoints.contains(&key.virt);
         let decoded = std::mem::take(&mut self.decoded);
         let count = decoded.len() as u8;
         let grouped = self.grouping.plan(decoded.len(), &mut self.plan);
@@ -209,7 +213,7 @@ impl Translator {
                 _ => instr.near_branch_target() as usize % PAGE_SIZE,
             };
             let next = (position as i64 - begin as i64) as i16;
-            self.decoded.push(Decoded { instr, class, used, then, delta, next, len });
+            self.decoded.push(Decoded { instr, class, used, then, delta, next, len, breakpoint: false });
             if then == Then::Next && ends_block(class, &instr) || position >= page.len() {
                 return;
             }
@@ -281,6 +285,10 @@ impl Translator {
             }
             Class::Interpret | Class::InterpretAndLeave => {
                 e.release();
+                if let (Some(shape), true, false) = (Shape::of(instr), e.mode.is64(), d.breakpoint) {
+                    strings::emit(e, shape);
+                    return true;
+                }
                 if let Some(ends) = privileged::emit(e, instr, e.insn + rest + 1) {
                     return !ends;
                 }

@@ -1,0 +1,243 @@
+//! MOVS and STOS without leaving translated code, with and without a repeat prefix.
+//!
+//! What is common in 64-bit code: forwards, all elements of each operand on one page that the TLB
+//! or the spill table knows, no more of them than the budget covers. One thunk for each shape and mode set serves all
+//! places; anything else is left to Rust (see [`crate::string`]) with nothing done yet.
+//!
+//! A block counts a repeated instruction as one, so the thunk takes the other iterations out of the
+//! budget itself. That the host's own string instruction does the work makes overlapping operands
+//! come out as they should: element by element, in physical memory.
+//!
+//! A page that holds code, or page tables of any translation in use, has no entry for writes, so no
+//! iteration can change what the instruction or its operands were reached by.
+
+use super::asm::{Asm, Fixup32, Mem, Reg, Width};
+use super::blocks::{DecodedId, ExitKind, Mode};
+use super::emit::Emitter;
+use super::hot::{Field, TLB_ENTRIES};
+use super::regs;
+use super::thunks::restore_flags;
+use crate::marks::mark;
+use base::PAGE_SIZE;
+use iced_x86::{Code, Instruction, OpKind, Register};
+
+/// Mode sets of 64-bit code, which have thunks.
+pub const STRING_SETS: usize = 3;
+
+/// What tells string instructions apart that have a thunk.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    /// MOVS rather than STOS.
+    moves: bool,
+    repeated: bool,
+    /// log2 of the element's size in bytes.
+    log: u8,
+}
+
+/// Addresses of the thunks: by mode set, then see [`Shape::index`].
+pub type StringThunks = [[u32; Shape::COUNT]; STRING_SETS];
+
+impl Shape {
+    const COUNT: usize = 16;
+
+    /// The shape of an instruction of 64-bit code, if it has a thunk.
+    pub fn of(instr: &Instruction) -> Option<Self> {
+        let (moves, log) = match instr.code() {
+            Code::Movsb_m8_m8 => (true, 0),
+            Code::Movsw_m16_m16 => (true, 1),
+            Code::Movsd_m32_m32 => (true, 2),
+            Code::Movsq_m64_m64 => (true, 3),
+            Code::Stosb_m8_AL => (false, 0),
+            Code::Stosw_m16_AX => (false, 1),
+            Code::Stosd_m32_EAX => (false, 2),
+            Code::Stosq_m64_RAX => (false, 3),
+            _ => return None,
+        };
+        let wide = instr.op0_kind() == OpKind::MemoryESRDI;
+        let based = moves && matches!(instr.memory_segment(), Register::FS | Register::GS);
+        // F2 repeats these as F3 does.
+        let repeated = instr.has_rep_prefix() || instr.has_repne_prefix();
+        (wide && !based && !instr.has_lock_prefix()).then_some(Self { moves, repeated, log })
+    }
+
+    /// Whether it reads a source.
+    pub fn moves(self) -> bool {
+        self.moves
+    }
+
+    /// Whether RCX counts.
+    pub fn is_repeated(self) -> bool {
+        self.repeated
+    }
+
+    /// Bytes of an element.
+    pub fn element(self) -> u64 {
+        1 << self.log
+    }
+
+    fn all() -> [Self; Self::COUNT] {
+        std::array::from_fn(|n| Self { moves: n & 8 != 0, repeated: n & 4 != 0, log: n as u8 & 3 })
+    }
+
+    fn index(self) -> usize {
+        (self.moves as usize) << 3 | (self.repeated as usize) << 2 | self.log as usize
+    }
+
+    /// The host's instruction.
+    fn bytes(self) -> Vec<u8> {
+        let repeat = self.repeated.then_some(0xf3);
+        let width: &[u8] = [&[][..], &[0x66], &[], &[0x48]][self.log as usize];
+        let opcode = (if self.moves { 0xa4 } else { 0xaa }) + (self.log != 0) as u8;
+        repeat.into_iter().chain(width.iter().copied()).chain([opcode]).collect()
+    }
+}
+
+/// Emits the way to a thunk and back.
+pub fn emit(e: &mut Emitter, shape: Shape) {
+    mark!(StringThunk);
+    let set = e.mode.set();
+    debug_assert!(e.mode.is64() && set < STRING_SETS && !e.mode.has(Mode::PRECISE));
+    e.release();
+    let id = e.exit_for(e.insn, ExitKind::Interpret { decoded: DecodedId::NONE });
+    e.asm.mov_imm(Reg::RCX, id.0 as u64);
+    let (behind, thunk) = (e.field(Field::BEHIND), e.thunks.strings[set][shape.index()]);
+    e.asm.store_imm(Width::W64, behind, 0);
+    let address = e.asm.code.len() - 4;
+    e.asm.jmp(thunk);
+    let here = e.asm.here().to_le_bytes();
+    e.asm.code[address..][..4].copy_from_slice(&here);
+}
+
+/// Emits the thunks of all shapes. They are entered with the exit index in ECX, and go on at
+/// `Hot::behind`. `search` are the searches of the spill tables (see `thunks`).
+pub fn thunks(asm: &mut Asm, base: u32, exit: u32, search: &[[u32; 2]]) -> StringThunks {
+    std::array::from_fn(|set| {
+        Shape::all().map(|shape| Thunk { asm, base, set, search: search[set] }.emit(exit, shape))
+    })
+}
+
+struct Thunk<'a> {
+    asm: &'a mut Asm,
+    base: u32,
+    set: usize,
+    search: [u32; 2],
+}
+
+/// An operand's page is not the TLB's.
+struct Unknown {
+    from: Fixup32,
+    at: Reg,
+    write: bool,
+}
+
+impl Thunk<'_> {
+    fn field(&self, offset: u32) -> Mem {
+        Mem::abs(self.base + offset)
+    }
+
+    fn emit(mut self, exit: u32, shape: Shape) -> u32 {
+        let Shape { moves, repeated, log } = shape;
+        let start = self.asm.here();
+        let (index, rax, saved) =
+            (self.field(Field::EXIT), self.field(Field::TEMPORARY_RAX), self.field(Field::SEARCHING));
+        self.asm.store(Width::W64, index, Reg::RCX);
+        self.asm.store(Width::W64, rax, Reg::RAX);
+        self.asm.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+        self.asm.store(Width::W64, saved, Reg::RAX);
+        let direction = self.field(Field::DIRECTION);
+        self.asm.load(Width::W32, Reg::RAX, direction);
+        self.asm.bytes(&[0x85, 0xc0]); // test eax, eax
+        let mut slow = vec![self.asm.jcc_forward(5)];
+        let mut none = None;
+        if repeated {
+            self.asm.bytes(&[0x4d, 0x85, 0xf6]); // test r14, r14
+            none = Some(self.asm.jcc_forward(4));
+            self.asm.bytes(&[0x49, 0x81, 0xfe]); // cmp r14, elements of a page
+            self.asm.bytes(&(PAGE_SIZE as u32 >> log).to_le_bytes());
+            slow.push(self.asm.jcc_forward(7));
+            self.asm.bytes(&[0x4d, 0x89, 0xf2, 0x49, 0xc1, 0xe2, log]); // mov r10, r14; shl r10, log
+        } else {
+            self.asm.mov_imm(Reg::R10, 1 << log);
+        }
+        let destination = self.field(Field::TEMPORARY);
+        let mut unknown = Vec::new();
+        slow.push(self.look_up(Reg(7), true, &mut unknown));
+        self.asm.store(Width::W64, destination, Reg::R11);
+        if moves {
+            slow.push(self.look_up(Reg(6), false, &mut unknown));
+        }
+        if repeated {
+            slow.push(self.count());
+        }
+        self.asm.load(Width::W64, Reg::RAX, rax);
+        self.asm.op_load_add(Reg(7), destination);
+        if moves {
+            self.asm.bytes(&[0x4c, 0x01, 0xde]); // add rsi, r11
+        }
+        if repeated {
+            self.asm.bytes(&[0x4c, 0x89, 0xf1]); // mov rcx, r14
+        }
+        self.asm.bytes(&shape.bytes());
+        if repeated {
+            self.asm.bytes(&[0x45, 0x31, 0xf6]); // xor r14d, r14d
+        }
+        self.asm.op_load_sub(Reg(7), destination);
+        if moves {
+            self.asm.bytes(&[0x4c, 0x29, 0xde]); // sub rsi, r11
+        }
+        none.into_iter().for_each(|none| self.asm.bind32(none));
+        restore_flags(self.asm, self.base);
+        let behind = self.field(Field::BEHIND);
+        self.asm.jmp_mem(behind);
+        unknown.into_iter().for_each(|operand| self.search(&operand, start));
+        slow.into_iter().for_each(|from| self.asm.bind32(from));
+        restore_flags(self.asm, self.base);
+        self.asm.load(Width::W64, Reg::RCX, index);
+        self.asm.jmp(exit);
+        start
+    }
+
+    /// Searches the spill table for an operand of R10 bytes, to begin again if it is there.
+    fn search(&mut self, operand: &Unknown, start: u32) {
+        self.asm.bind32(operand.from);
+        restore_flags(self.asm, self.base);
+        self.asm.lea(Width::W64, Reg::R11, Mem::base_index(operand.at, Reg::R10, -1));
+        self.asm.mov(Width::W64, Reg::R10, operand.at);
+        let (retry, index) = (self.field(Field::RETRY), self.field(Field::EXIT));
+        self.asm.store_imm(Width::W64, retry, start as i32);
+        self.asm.load(Width::W64, Reg::RCX, index);
+        self.asm.jmp(self.search[operand.write as usize]);
+    }
+
+    /// The addend of the page at `at` to R11; the way taken if R10 bytes from there are not on that
+    /// page.
+    fn look_up(&mut self, at: Reg, write: bool, unknown: &mut Vec<Unknown>) -> Fixup32 {
+        let table = self.base + Field::set(self.set) + Field::data(write);
+        let n = at.0 << 3;
+        self.asm.lea(Width::W64, Reg::R11, Mem::base_index(at, Reg::R10, -1));
+        self.asm.bytes(&[0x49, 0x31, 0xc3 | n, 0x49, 0xc1, 0xeb, 12]); // xor r11, at; shr r11, 12
+        let crossing = self.asm.jcc_forward(5);
+        self.asm.bytes(&[0x49, 0x89, 0xc3 | n, 0x49, 0xc1, 0xeb, 12]); // mov r11, at; shr r11, 12
+        const { assert!(TLB_ENTRIES == 256) };
+        self.asm.movzx8(Reg::R11, Reg::R11);
+        self.asm.bytes(&[0x48, 0x89, 0xc1 | n, 0x48, 0x81, 0xe1, 0, 0xf0, 0xff, 0xff]); // mov rcx, at; and rcx, -4096
+        self.asm.load(Width::W64, Reg::RAX, Mem::table(table + Field::TAG, Reg::R11));
+        self.asm.bytes(&[0x48, 0x01, 0xc8]); // add rax, rcx
+        unknown.push(Unknown { from: self.asm.jcc_forward(5), at, write });
+        self.asm.load(Width::W64, Reg::R11, Mem::table(table + Field::ADDEND, Reg::R11));
+        crossing
+    }
+
+    /// Takes all iterations but one out of the budget; the way taken if it does not cover them.
+    fn count(&mut self) -> Fixup32 {
+        const { assert!(regs::UNIT == 64) };
+        self.asm.lea(Width::W64, Reg::RAX, Mem::base(regs::RCX_HOME, -1));
+        self.asm.bytes(&[0x48, 0xc1, 0xe0, 6]); // shl rax, 6
+        self.asm.bytes(&[0x4c, 0x89, 0xf9, 0x48, 0x29, 0xc1]); // mov rcx, r15; sub rcx, rax
+        self.asm.bytes(&[0x48, 0x81, 0xf9]); // cmp rcx, what nothing is left at
+        self.asm.bytes(&(regs::NOTHING_LEFT as u32).to_le_bytes());
+        let short = self.asm.jcc_forward(12);
+        self.asm.bytes(&[0x49, 0x89, 0xcf]); // mov r15, rcx
+        short
+    }
+}
