@@ -78,6 +78,9 @@ marks! {
     Twin,
     /// A block with such checks not resumed because a translation was dropped.
     GroupsStale,
+    /// SYSCALL and SYSRET in translated code.
+    FastSyscall,
+    FastSysret,
     /// MOVS or STOS in translated code.
     StringThunk,
     /// A jump whose target goes on in the same block.

@@ -178,9 +178,18 @@ impl Asm {
             _ => self.imm32(value),
         }
     }
+    /// `mov byte [mem], value`.
+    pub fn store_imm8(&mut self, mem: Mem, value: u8) {
+        self.op_mem(Width::W32, &[0xc6], 0, mem);
+        self.bytes(&[value]);
+    }
     /// `mov dst, src`.
     pub fn mov(&mut self, width: Width, dst: Reg, src: Reg) {
         self.op_reg(width == Width::W64, &[0x8b], dst.0, src.0);
+    }
+    /// `mov dst, src` of 16 bits, which keeps the rest of `dst`.
+    pub fn mov16(&mut self, dst: Reg, src: Reg) {
+        self.bytes(&[0x66, 0x40 | (src.0 >> 3) << 2 | dst.0 >> 3, 0x89, 0xc0 | (src.0 & 7) << 3 | dst.0 & 7]);
     }
     /// The shortest `mov dst, value`.
     pub fn mov_imm(&mut self, dst: Reg, value: u64) {

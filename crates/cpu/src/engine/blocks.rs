@@ -49,6 +49,8 @@ impl Mode {
     pub const RING0: Mode = Mode(1 << 16);
     /// CR4.SMAP is set.
     pub const SMAP: Mode = Mode(1 << 17);
+    /// RDFSBASE and its kin do not fault (CR4.FSGSBASE).
+    pub const FSGSBASE: Mode = Mode(1 << 19);
     /// RDTSC does not fault at CPL 3 (CR4.TSD clear).
     pub const USER_TSC: Mode = Mode(1 << 18);
 
@@ -204,6 +206,8 @@ pub enum ExitKind {
     Branch { target: u64, mode: Mode, field: u32, stub: u32 },
     /// An indirect jump missed the jump cache; the target is in host R10.
     Indirect,
+    /// SYSCALL or SYSRET is done, and its target is not in the jump cache; it is in host R10.
+    FastCall,
     /// The instruction is executed by Rust.
     Interpret { decoded: DecodedId },
     /// The budget does not cover the block.

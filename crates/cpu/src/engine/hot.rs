@@ -4,6 +4,7 @@
 //! is part of what it is compared with; the slots that could match the zero tag of page (or target)
 //! zero get a value belonging to another slot instead.
 
+use super::fast_calls::Ready;
 use super::groups::GROUP_SLOTS;
 use crate::CpuState;
 use std::mem::offset_of;
@@ -118,6 +119,8 @@ pub struct Hot {
     pub tsc_base: u64,
     /// Where a memory access whose translation was found in the spill table is tried again.
     pub retry: u64,
+    /// See there.
+    pub ready: Ready,
     /// Where a string thunk goes on.
     pub behind: u64,
     /// The guest's RAX while the spill table is searched.
@@ -168,6 +171,16 @@ impl Field {
     pub const TSC_BASE: u32 = offset_of!(Hot, tsc_base) as u32;
     const MSR: usize = offset_of!(Hot, state) + offset_of!(CpuState, msr);
     pub const KERNEL_GS_BASE: u32 = (Self::MSR + offset_of!(crate::SystemMsrs, kernel_gs_base)) as u32;
+    pub const LSTAR: u32 = (Self::MSR + offset_of!(crate::SystemMsrs, lstar)) as u32;
+    pub const SFMASK: u32 = (Self::MSR + offset_of!(crate::SystemMsrs, sfmask)) as u32;
+    pub const CR0: u32 = (offset_of!(Hot, state) + offset_of!(CpuState, cr0)) as u32;
+    pub const CR2: u32 = (offset_of!(Hot, state) + offset_of!(CpuState, cr2)) as u32;
+    pub const CR3: u32 = (offset_of!(Hot, state) + offset_of!(CpuState, cr3)) as u32;
+    pub const CR4: u32 = (offset_of!(Hot, state) + offset_of!(CpuState, cr4)) as u32;
+    pub const EFER: u32 = (offset_of!(Hot, state) + offset_of!(CpuState, efer)) as u32;
+    pub const CPL: u32 = (offset_of!(Hot, state) + offset_of!(CpuState, cpl)) as u32;
+    pub const READY_SYSCALL: u32 = (offset_of!(Hot, ready) + offset_of!(Ready, syscall)) as u32;
+    pub const READY_SYSRET: u32 = (offset_of!(Hot, ready) + offset_of!(Ready, sysret)) as u32;
     pub const TSC_AUX: u32 = (Self::MSR + offset_of!(crate::SystemMsrs, tsc_aux)) as u32;
     pub const fn ymm(n: usize) -> u32 {
         (offset_of!(Hot, state) + offset_of!(CpuState, fpu) + offset_of!(crate::Fpu, ymm) + 32 * n) as u32

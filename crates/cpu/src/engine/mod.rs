@@ -5,7 +5,7 @@
 //! | `regs` | where guest registers live; the budget register |
 //! | `arena`, `hot` | the memory below 2 GiB that translated code runs in and talks to |
 //! | `thunks`, `signals`, `x87` | crossing between Rust and translated code |
-//! | `asm`, `emit`, `plain`, `strings`, `privileged`, `translate`, `classify` | the translator |
+//! | `asm`, `emit`, `plain`, `strings`, `privileged`, `fast_calls`, `translate`, `classify` | the translator |
 //! | `groups`, `used` | which accesses share a check, and what instructions use |
 //! | `blocks`, `tlb`, `spaces`, `tables`, `writers` | what is cached, and when it is dropped |
 //! | `run`, `access`, `interpret`, `flow`, `bounce` | the loop, TLB misses, and executing one instruction from Rust |
@@ -22,6 +22,7 @@ mod classify;
 mod contexts;
 mod debugging;
 mod emit;
+mod fast_calls;
 mod flow;
 mod groups;
 mod hot;

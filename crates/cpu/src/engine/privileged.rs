@@ -10,11 +10,12 @@
 
 use super::asm::{Mem, Reg, Width};
 use super::blocks::Mode;
-use super::emit::Emitter;
+use super::emit::{Emitter, guest_of};
+use super::fast_calls;
 use super::hot::Field;
-use super::regs;
+use super::regs::{self, home};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
-use x86::flags;
+use x86::{SegmentIndex, flags};
 
 /// Bits of RFLAGS that POPF must leave alone for the inline form to serve.
 const RARE: u64 = !(flags::STATUS | flags::IF | flags::DF | flags::FIXED) & 0xffff_ffff;
@@ -47,7 +48,19 @@ pub fn emit(e: &mut Emitter, instr: &Instruction, count: u8) -> Option<bool> {
             lift(e, instr, false);
             return Some(true);
         }
+        Mnemonic::Syscall if e.mode.has(Mode::USER) => {
+            fast_calls::emit_syscall(e, instr.next_ip());
+            return Some(true);
+        }
+        Mnemonic::Sysretq if kernel && !e.mode.has(Mode::AC) => {
+            fast_calls::emit_sysret(e);
+            return Some(true);
+        }
         Mnemonic::Mov if instr.op1_kind() == OpKind::Register => return read_selector(e, instr),
+        Mnemonic::Rdfsbase if e.mode.has(Mode::FSGSBASE) => read_base(e, instr, SegmentIndex::Fs),
+        Mnemonic::Rdgsbase if e.mode.has(Mode::FSGSBASE) => read_base(e, instr, SegmentIndex::Gs),
+        Mnemonic::Wrfsbase if e.mode.has(Mode::FSGSBASE) => write_base(e, instr, SegmentIndex::Fs),
+        Mnemonic::Wrgsbase if e.mode.has(Mode::FSGSBASE) => write_base(e, instr, SegmentIndex::Gs),
         _ => return None,
     }
     Some(false)
@@ -200,16 +213,80 @@ fn lift(e: &mut Emitter, instr: &Instruction, on: bool) {
     e.jump_to_mode(instr.next_ip(), mode);
 }
 
-/// MOV from a segment register to a general one.
+/// RDFSBASE, RDGSBASE.
+fn read_base(e: &mut Emitter, instr: &Instruction, segment: SegmentIndex) {
+    let Some(guest) = guest_of(instr.op0_register()) else { return e.interpret() };
+    let width = if instr.op0_register().is_gpr64() { Width::W64 } else { Width::W32 };
+    let base = e.field(Field::segment_base(segment as usize));
+    e.asm.load(width, Reg::RCX, base);
+    e.write_guest(guest, Reg::RCX);
+}
+
+/// WRFSBASE, WRGSBASE: Rust raises the fault for what is not canonical.
+fn write_base(e: &mut Emitter, instr: &Instruction, segment: SegmentIndex) {
+    let Some(guest) = guest_of(instr.op0_register()) else { return e.interpret() };
+    let base = e.field(Field::segment_base(segment as usize));
+    let value = e.read_guest(guest, Reg::R10);
+    if !instr.op0_register().is_gpr64() {
+        e.asm.mov(Width::W32, Reg::R10, value);
+        e.asm.store(Width::W64, base, Reg::R10);
+        return;
+    }
+    // Bits 63 to 47 are all alike if, shifted down and plus one, they make 0 or 1.
+    e.asm.mov_imm(Reg::RCX, 47);
+    e.asm.sarx(Reg::RCX, value, Reg::RCX);
+    e.asm.lea(Width::W64, Reg::RCX, Mem::base(Reg::RCX, 1));
+    e.asm.mov_imm(Reg::R11, 1);
+    e.asm.shrx(Reg::RCX, Reg::RCX, Reg::R11);
+    let canonical = e.asm.jrcxz();
+    e.interpret();
+    e.asm.bind8(canonical);
+    e.asm.store(Width::W64, base, value);
+}
+
+/// MOV from a segment register to a general one, or to memory.
 fn read_selector(e: &mut Emitter, instr: &Instruction) -> Option<bool> {
-    let wide = matches!(instr.code(), Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg);
-    if !wide || instr.op0_kind() != OpKind::Register || instr.op1_register() == Register::None {
+    let register = instr.op1_register();
+    if register.is_cr() && e.mode.has(Mode::RING0) {
+        return read_control(e, instr);
+    }
+    if !register.is_segment_register() {
         return None;
     }
-    let segment = instr.op1_register().number();
-    let guest = super::emit::guest_of(instr.op0_register())?;
-    let selector = e.field(Field::selector(segment));
+    if instr.op0_kind() == OpKind::Memory {
+        let ea = e.address(instr)?;
+        let operand = e.check(ea, 2, true);
+        let selector = e.field(Field::selector(register.number()));
+        e.asm.load_zero16(Reg::RCX, selector);
+        e.asm.store(Width::W16, operand, Reg::RCX);
+        return Some(false);
+    }
+    let guest = guest_of(instr.op0_register())?;
+    let selector = e.field(Field::selector(register.number()));
     e.asm.load_zero16(Reg::RCX, selector);
+    if matches!(instr.code(), Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg) {
+        e.write_guest(guest, Reg::RCX);
+    } else if let Some(home) = home(guest) {
+        e.asm.mov16(home, Reg::RCX);
+    } else {
+        let slot = e.slot(guest);
+        e.asm.store(Width::W16, slot, Reg::RCX);
+    }
+    Some(false)
+}
+
+/// MOV from CR0, CR2, CR3 or CR4.
+fn read_control(e: &mut Emitter, instr: &Instruction) -> Option<bool> {
+    let field = match instr.op1_register() {
+        Register::CR0 => Field::CR0,
+        Register::CR2 => Field::CR2,
+        Register::CR3 => Field::CR3,
+        Register::CR4 => Field::CR4,
+        _ => return None,
+    };
+    let guest = guest_of(instr.op0_register())?;
+    let control = e.field(field);
+    e.asm.load(Width::W64, Reg::RCX, control);
     e.write_guest(guest, Reg::RCX);
     Some(false)
 }

@@ -191,7 +191,7 @@ pub(super) fn left(kind: &ExitKind) {
         let number = match kind {
             ExitKind::Access { .. } => 0,
             ExitKind::Branch { .. } => 1,
-            ExitKind::Indirect => 2,
+            ExitKind::Indirect | ExitKind::FastCall => 2,
             ExitKind::Interpret { .. } => 3,
             ExitKind::Expired => 4,
             ExitKind::PageCheck => 5,

@@ -3,6 +3,7 @@
 use super::access::Wanted;
 use super::blocks::{BlockId, BlockKey, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
 use super::classify::Class;
+use super::fast_calls;
 use super::hot::{Hot, JUMP_ENTRIES, JumpEntry};
 use super::interpret::Faulted;
 use super::profile::{self, Work};
@@ -86,7 +87,7 @@ impl Vcpu {
                 self.step(bus);
                 continue;
             }
-            self.tlb.enter_mode(&self.arena, mode);
+            self.enter_mode(mode);
             let left = (horizon - self.state().retired).min(self.stretch());
             self.horizon = self.state().retired + left;
             match self.block_at_rip(bus, mode, regs::MAX_BLOCK) {
@@ -431,13 +432,19 @@ impl Vcpu {
                 ExitKind::Branch { target, mode: to, .. } => {
                     self.arrive();
                     if to != mode {
-                        self.tlb.enter_mode(&self.arena, to);
+                        self.enter_mode(to);
                     }
                     self.branch(bus, to, id, target)
                 }
                 ExitKind::Indirect => {
                     self.arrive();
                     self.indirect(bus, mode, exit.block, exit.insn)
+                }
+                ExitKind::FastCall => {
+                    self.arrive();
+                    let to = self.mode();
+                    self.enter_mode(to);
+                    self.jump(bus, to)
                 }
                 ExitKind::Interpret { .. } => {
                     self.arrive_at(exit.block, exit.insn);
@@ -466,6 +473,7 @@ impl Vcpu {
         let horizon = self.horizon;
         let hot = self.hot();
         hot.pending = bus.interrupt_pending() as u32;
+        fast_calls::ready(hot);
         hot.yields = bus.yields_at_pause() as u32;
         let offset = bus.tsc_offset();
         hot.tsc_linear = offset.is_some() as u32;
@@ -570,6 +578,12 @@ impl Vcpu {
             self.step(bus);
             return Next::Loop;
         }
+        self.jump(bus, mode)
+    }
+
+    /// To the address in host R10, and into the jump cache with it.
+    fn jump(&mut self, bus: &mut dyn Bus, mode: Mode) -> Next {
+        let target = self.hot().r10;
         self.hot().state.rip = target;
         let Some((block, whole)) = self.follow(bus, mode) else { return Next::Loop };
         let entry = self.blocks.get(block).checked;
@@ -716,7 +730,9 @@ fn spread_flags(hot: &mut Hot) {
 
 fn gather_flags(hot: &mut Hot) {
     let bit = |word: u32, flag: u64| if word != 0 { flag } else { 0 };
-    hot.state.rflags = hot.state.rflags & !APART
+    // What is not kept apart may have changed too: SYSCALL masks any flag.
+    hot.state.rflags = hot.state.rflags & (flags::RF | flags::VM)
+        | u64::from(hot.other_flags)
         | hot.flags & flags::STATUS
         | bit(hot.interrupts, flags::IF)
         | bit(hot.direction, flags::DF)

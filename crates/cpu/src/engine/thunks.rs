@@ -6,6 +6,7 @@
 //! while translated code runs, so nothing of ours may push, and signals use an alternate stack.
 
 use super::asm::{Asm, Mem, Reg, Width};
+use super::fast_calls::{self, FastCalls};
 use super::hot::{Field, SETS, SPILL_ENTRIES, SpillEntry, TLB_ENTRIES};
 use super::regs;
 use super::strings::{self, StringThunks};
@@ -20,6 +21,8 @@ pub struct Thunks {
     pub exit: u32,
     /// For each mode set, reads and writes: searches the spill table (see [`search`]).
     pub search: [[u32; 2]; SETS],
+    /// SYSCALL and SYSRET.
+    pub fast_calls: FastCalls,
     /// MOVS and STOS.
     pub strings: StringThunks,
 }
@@ -74,7 +77,8 @@ pub fn emit(asm: &mut Asm, base: u32, avx: bool) -> Thunks {
     asm.bytes(&[0xc3]);
     let search = std::array::from_fn(|set| [false, true].map(|write| search(asm, base, exit, set, write)));
     let strings = strings::thunks(asm, base, exit, &search);
-    Thunks { enter, exit, search, strings }
+    let fast_calls = fast_calls::thunks(asm, base, exit);
+    Thunks { enter, exit, search, fast_calls, strings }
 }
 
 fn push(asm: &mut Asm, r: u8) {

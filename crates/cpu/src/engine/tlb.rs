@@ -17,6 +17,7 @@
 
 use super::arena::Arena;
 use super::blocks::{Mode, PageId, empty_jump};
+use super::fast_calls::Family;
 use super::hot::{
     CODE_SLOTS, DataTlb, Hot, ModeSet, SETS, SPILL_ENTRIES, SPILL_WAYS, SpillEntry, TLB_ENTRIES, code_slot,
     empty_tag, spill_way, spill_way_offset, tlb_slot,
@@ -151,19 +152,20 @@ impl Tlb {
         tlb
     }
 
-    /// Makes sure that the set of `mode` holds translations of just that mode. To be called before
-    /// emitted code of that mode runs.
-    pub fn enter_mode(&mut self, arena: &Arena, mode: Mode) {
-        let set = mode.set();
-        if self.sets[set].mode != mode {
-            self.clear_set(arena, set);
-            KINDS.into_iter().for_each(|kind| self.renew(arena, kind));
-            self.clear_jumps(arena, set);
-            self.sets[set].mode = mode;
+    /// Makes sure that the set of `mode` holds translations of just that mode, and those of the
+    /// family the modes that lead to each other without asking (STAC, CLAC, SYSCALL, SYSRET). To be
+    /// called before emitted code of that mode runs.
+    pub fn enter_mode(&mut self, arena: &Arena, family: &Family, mode: Mode) {
+        for mode in [family.kernel, family.lifted, family.program, mode] {
+            let set = mode.set();
+            if self.sets[set].mode != mode {
+                self.clear_set(arena, set);
+                KINDS.into_iter().for_each(|kind| self.renew(arena, kind));
+                self.clear_jumps(arena, set);
+                self.sets[set].mode = mode;
+            }
+            self.sets[set].used = true;
         }
-        // The kernel's two sets lead to each other without asking (STAC, CLAC).
-        self.sets[set].used = true;
-        self.sets[set ^ (set < 2) as usize].used = true;
     }
 
     /// Makes the tables follow a new dirty epoch: nothing may be written unnoticed.

@@ -5,6 +5,7 @@ use super::asm::Asm;
 use super::blocks::{Blocks, Mode};
 use super::contexts::{Contexts, PROCESSORS_MAX};
 use super::debugging::Debugging;
+use super::fast_calls::Family;
 use super::hot::Hot;
 use super::thunks::{self, Thunks};
 use super::tlb::Tlb;
@@ -101,6 +102,9 @@ pub struct Vcpu {
     /// The last TLB miss in translated code and how often it was filled for: see `run`.
     pub(super) last_miss: Miss,
     pub(super) chaos: Option<u64>,
+    /// CR0, CR4 and XCR0 that `family` goes by.
+    control: [u64; 3],
+    family: Family,
     pub(super) contexts: Contexts,
     pub(super) debugging: Debugging,
     pub(super) interpret_all: bool,
@@ -161,6 +165,8 @@ impl Vcpu {
             drops_seen: 0,
             last_miss: Miss::default(),
             chaos: config.chaos,
+            control: [0; 3],
+            family: Family::default(),
             debugging: Debugging::default(),
             interpret_all: false,
             statistics: Statistics::default(),
@@ -239,16 +245,36 @@ impl Vcpu {
                 }
             }
         }
-        if fpu_available(state, FpuKind::Sse).is_ok() {
-            mode = mode.with(Mode::FPU);
-            if fpu_available(state, FpuKind::Avx).is_ok() {
-                mode = mode.with(Mode::AVX);
-            }
-        }
+        mode = mode.with(units(state));
         if !mode.is64() {
             mode = mode.with(segmentation(state));
         }
         mode
+    }
+
+    /// The modes of 64-bit code under these control registers.
+    fn family(&self) -> Family {
+        let state = self.state();
+        let common = Mode::of_bits(64).with(units(state));
+        let flag = |bit, mode| if state.cr4 & bit != 0 { mode } else { Mode::default() };
+        let kernel = common.with(Mode::RING0).with(flag(cr4::SMAP, Mode::SMAP));
+        let program = common.with(Mode::USER);
+        Family {
+            kernel,
+            lifted: kernel.with(Mode::AC),
+            program: if state.cr4 & cr4::TSD == 0 { program.with(Mode::USER_TSC) } else { program },
+        }
+    }
+
+    /// Makes the tables those of `mode`; to be called before translated code of that mode runs.
+    pub(super) fn enter_mode(&mut self, mode: Mode) {
+        let state = self.state();
+        let control = [state.cr0, state.cr4, state.xcr0];
+        if self.control != control {
+            self.control = control;
+            self.family = self.family();
+        }
+        self.tlb.enter_mode(&self.arena, &self.family, mode);
     }
 }
 
@@ -260,6 +286,15 @@ fn missing(model: &CpuModel, host: &HostFeatures) -> Vec<&'static str> {
         missing.push("BMI2");
     }
     missing
+}
+
+/// The units whose instructions do not fault.
+fn units(state: &CpuState) -> Mode {
+    let flag = |on, mode| if on { mode } else { Mode::default() };
+    let fpu = fpu_available(state, FpuKind::Sse).is_ok();
+    let avx = fpu && fpu_available(state, FpuKind::Avx).is_ok();
+    let bases = state.cr4 & cr4::FSGSBASE != 0;
+    flag(fpu, Mode::FPU).with(flag(avx, Mode::AVX)).with(flag(bases, Mode::FSGSBASE))
 }
 
 fn segmentation(state: &CpuState) -> Mode {

@@ -14,7 +14,7 @@ const CS: usize = SegmentIndex::Cs as usize;
 const SS: usize = SegmentIndex::Ss as usize;
 /// RFLAGS bits that SYSRET takes from R11: not RF, VM or reserved ones. (VIF and VIP are reserved
 /// on a processor without virtual-8086 mode extensions.)
-const SYSRET_FLAGS: u64 = 0x24_7fd7;
+pub const SYSRET_FLAGS: u64 = 0x24_7fd7;
 
 /// A flat 4-GByte code segment: execute, read, accessed, present, page-granular.
 fn flat_code(selector: u16, dpl: u16, size_bit: u16) -> Segment {
@@ -40,6 +40,18 @@ pub(super) fn execute(core: &mut Core, instr: &Instruction) -> Done {
     }
 }
 
+/// CS and SS after SYSCALL, from IA32_STAR.
+pub fn syscall_segments(star: u64) -> [Segment; 2] {
+    let selector = (star >> 32) as u16 & !3;
+    [flat_code(selector, 0, Segment::LONG), flat_stack(selector.wrapping_add(8), 0)]
+}
+
+/// CS and SS after SYSRET to 64-bit code.
+pub fn sysret_segments(star: u64) -> [Segment; 2] {
+    let selector = (star >> 48) as u16;
+    [flat_code(selector.wrapping_add(16) | 3, 3, Segment::LONG), flat_stack(selector.wrapping_add(8) | 3, 3)]
+}
+
 fn syscall(core: &mut Core, instr: &Instruction) -> Done {
     let next = next_rip(core, instr);
     let state = &mut *core.state;
@@ -50,9 +62,7 @@ fn syscall(core: &mut Core, instr: &Instruction) -> Done {
     state.gpr[gpr::R11] = state.rflags & !flags::RF;
     state.rip = if state.code64() { state.msr.lstar } else { state.msr.cstar };
     state.rflags = state.rflags & !state.msr.sfmask & !flags::RF | flags::FIXED;
-    let selector = (state.msr.star >> 32) as u16 & !3;
-    state.seg[CS] = flat_code(selector, 0, Segment::LONG);
-    state.seg[SS] = flat_stack(selector.wrapping_add(8), 0);
+    [state.seg[CS], state.seg[SS]] = syscall_segments(state.msr.star);
     state.cpl = 0;
     Ok(Outcome::BRANCH)
 }
@@ -65,15 +75,13 @@ fn sysret(core: &mut Core, to_64: bool) -> Done {
     if state.cpl != 0 || to_64 && !paging::is_canonical(state.gpr[gpr::RCX]) {
         return Err(Exception::gp(0));
     }
-    let selector = (state.msr.star >> 48) as u16;
     state.rip = if to_64 { state.gpr[gpr::RCX] } else { state.gpr[gpr::RCX] & 0xffff_ffff };
     state.rflags = state.gpr[gpr::R11] & SYSRET_FLAGS | flags::FIXED;
-    state.seg[CS] = if to_64 {
-        flat_code(selector.wrapping_add(16) | 3, 3, Segment::LONG)
-    } else {
-        flat_code(selector | 3, 3, Segment::DEFAULT_BIG)
-    };
-    state.seg[SS] = flat_stack(selector.wrapping_add(8) | 3, 3);
+    [state.seg[CS], state.seg[SS]] = sysret_segments(state.msr.star);
+    if !to_64 {
+        let selector = (state.msr.star >> 48) as u16;
+        state.seg[CS] = flat_code(selector | 3, 3, Segment::DEFAULT_BIG);
+    }
     state.cpl = 3;
     Ok(Outcome::BRANCH_RECHECK)
 }
