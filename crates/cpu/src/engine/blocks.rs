@@ -15,7 +15,7 @@
 
 use super::arena::Arena;
 use super::classify::Class;
-use super::hot::JUMP_ENTRIES;
+use super::hot::{JUMP_ENTRIES, spread};
 use crate::marks::mark;
 use base::PAGE_SIZE;
 use iced_x86::Instruction;
@@ -412,9 +412,12 @@ impl Blocks {
         }
         // SAFETY: the arena's hot data; translated code is not running.
         let hot = unsafe { &mut *arena.hot() };
+        let behind = spread(block.key.virt);
         for set in &mut hot.sets {
-            if set.jump[slot].code == checked {
-                set.jump[slot] = empty_jump(slot);
+            for (table, slot) in [(&mut set.jump, slot), (&mut set.jump_behind, behind)] {
+                if table[slot].code == checked {
+                    table[slot] = empty_jump(slot);
+                }
             }
         }
     }

@@ -243,8 +243,11 @@ impl<'a> Emitter<'a> {
                 }
                 StubKind::Plain(kind) => {
                     self.asm.bind32_to(stub.from, self.cold.here());
+                    let indirect = matches!(kind, ExitKind::Indirect);
                     let id = self.exit_for(stub.insn, kind);
-                    self.leave_with(id);
+                    self.cold.mov_imm(Reg::RCX, id.0 as u64);
+                    let door = self.thunks.indirect[self.mode.set()];
+                    self.cold.jmp(if indirect { door } else { self.thunks.exit });
                 }
                 StubKind::Branch { target, mode, give_back } => {
                     let jump = self.give_back(stub.from, give_back);

@@ -67,8 +67,10 @@ pub struct ModeSet {
     pub way: [u64; 2],
     /// Identity of the code page behind each virtual page (see `blocks`); 0: unknown.
     pub code_page: [u32; CODE_SLOTS],
-    /// Indirect jump targets.
+    /// Indirect jump targets, by their low 16 bits.
     pub jump: [JumpEntry; JUMP_ENTRIES],
+    /// The same by [`spread`], for what has been overwritten there.
+    pub jump_behind: [JumpEntry; JUMP_ENTRIES],
 }
 
 /// A host fault in translated code, noted by the signal handler.
@@ -225,6 +227,7 @@ impl Field {
     }
     pub const CODE_PAGE: u32 = offset_of!(ModeSet, code_page) as u32;
     pub const JUMP: u32 = offset_of!(ModeSet, jump) as u32;
+    pub const JUMP_BEHIND: u32 = offset_of!(ModeSet, jump_behind) as u32;
 }
 
 /// The tag of an entry that matches nothing.
@@ -235,6 +238,14 @@ impl Field {
 /// begin on pages one and two can match, and those look at other slots.
 pub const fn empty_tag(slot: usize) -> u64 {
     if slot == 0 || slot == TLB_ENTRIES - 1 { 0x2000_u64.wrapping_neg() } else { 0 }
+}
+
+/// What jump targets are multiplied with to spread them.
+pub const SPREAD: u32 = 0x61c8_8647;
+
+/// The slot of a target in the second jump cache.
+pub const fn spread(target: u64) -> usize {
+    (target.wrapping_mul(SPREAD as u64) >> 48) as usize
 }
 
 /// Bytes of one way of a spill table.

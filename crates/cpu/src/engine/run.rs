@@ -4,7 +4,7 @@ use super::access::Wanted;
 use super::blocks::{BlockId, BlockKey, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
 use super::classify::Class;
 use super::fast_calls;
-use super::hot::{Hot, JUMP_ENTRIES, JumpEntry};
+use super::hot::{Hot, JUMP_ENTRIES, JumpEntry, spread};
 use super::interpret::Faulted;
 use super::profile::{self, Work};
 use super::regs;
@@ -588,9 +588,10 @@ impl Vcpu {
         let Some((block, whole)) = self.follow(bus, mode) else { return Next::Loop };
         let entry = self.blocks.get(block).checked;
         if whole {
-            let slot = target as usize % JUMP_ENTRIES;
-            self.hot().sets[mode.set()].jump[slot] =
-                JumpEntry { neg_target: target.wrapping_neg(), code: entry as u64 };
+            let found = JumpEntry { neg_target: target.wrapping_neg(), code: entry as u64 };
+            let set = &mut self.hot().sets[mode.set()];
+            set.jump[target as usize % JUMP_ENTRIES] = found;
+            set.jump_behind[spread(target)] = found;
         }
         Next::Enter(entry)
     }

@@ -7,7 +7,7 @@
 
 use super::asm::{Asm, Mem, Reg, Width};
 use super::fast_calls::{self, FastCalls};
-use super::hot::{Field, SETS, SPILL_ENTRIES, SpillEntry, TLB_ENTRIES};
+use super::hot::{Field, SETS, SPILL_ENTRIES, SPREAD, SpillEntry, TLB_ENTRIES};
 use super::regs;
 use super::strings::{self, StringThunks};
 use std::mem::offset_of;
@@ -21,6 +21,9 @@ pub struct Thunks {
     pub exit: u32,
     /// For each mode set, reads and writes: searches the spill table (see [`search`]).
     pub search: [[u32; 2]; SETS],
+    /// For each mode set: looks for the target of an indirect jump in the second jump cache (see
+    /// [`look_behind`]).
+    pub indirect: [u32; SETS],
     /// SYSCALL and SYSRET.
     pub fast_calls: FastCalls,
     /// MOVS and STOS.
@@ -77,8 +80,9 @@ pub fn emit(asm: &mut Asm, base: u32, avx: bool) -> Thunks {
     asm.bytes(&[0xc3]);
     let search = std::array::from_fn(|set| [false, true].map(|write| search(asm, base, exit, set, write)));
     let strings = strings::thunks(asm, base, exit, &search);
+    let indirect = std::array::from_fn(|set| look_behind(asm, base, exit, set));
     let fast_calls = fast_calls::thunks(asm, base, exit);
-    Thunks { enter, exit, search, fast_calls, strings }
+    Thunks { enter, exit, search, indirect, fast_calls, strings }
 }
 
 fn push(asm: &mut Asm, r: u8) {
@@ -134,6 +138,30 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
     restore_flags(asm, base);
     asm.jmp_mem(field(Field::RETRY));
     asm.bind32(crossing);
+    asm.bind32(missing);
+    restore_flags(asm, base);
+    asm.jmp(exit);
+    start
+}
+
+/// Emits the second look for the target of an indirect jump: with it in R10 and the exit index in
+/// ECX, jumps to its block or leaves by the exit door.
+fn look_behind(asm: &mut Asm, base: u32, exit: u32, set: usize) -> u32 {
+    let start = asm.here();
+    let field = |offset: u32| Mem::abs(base + offset);
+    let table = base + Field::set(set) + Field::JUMP_BEHIND;
+    asm.store(Width::W64, field(Field::TEMPORARY_RAX), Reg::RAX);
+    asm.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+    asm.store(Width::W64, field(Field::SEARCHING), Reg::RAX);
+    asm.bytes(&[0x4d, 0x69, 0xda]); // imul r11, r10, SPREAD
+    asm.bytes(&SPREAD.to_le_bytes());
+    asm.bytes(&[0x49, 0xc1, 0xeb, 48, 0x49, 0xc1, 0xe3, 1]); // shr r11, 48; shl r11, 1
+    asm.mov(Width::W64, Reg::RAX, Reg::R10);
+    asm.op_load_add(Reg::RAX, Mem::table(table, Reg::R11));
+    asm.bytes(&[0x48, 0x85, 0xc0]); // test rax, rax
+    let missing = asm.jcc_forward(5);
+    restore_flags(asm, base);
+    asm.jmp_mem(Mem::table(table + 8, Reg::R11));
     asm.bind32(missing);
     restore_flags(asm, base);
     asm.jmp(exit);

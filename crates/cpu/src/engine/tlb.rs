@@ -147,6 +147,7 @@ impl Tlb {
         for set in 0..SETS {
             tlb.clear_set(arena, set);
             hot(arena).sets[set].jump[0] = empty_jump(0);
+            hot(arena).sets[set].jump_behind[0] = empty_jump(0);
         }
         tlb.show_generations(arena);
         tlb
@@ -481,11 +482,13 @@ impl Tlb {
     }
 
     fn clear_jumps(&mut self, arena: &Arena, set: usize) {
-        let jump = &mut hot(arena).sets[set].jump;
-        // SAFETY: plain integers; zero is a valid value. Zeroing beats dropping the pages for a
-        // table that is sparse only in small guests.
-        unsafe { std::ptr::write_bytes(jump.as_mut_ptr(), 0, jump.len()) };
-        jump[0] = empty_jump(0);
+        let set = &mut hot(arena).sets[set];
+        for jump in [&mut set.jump, &mut set.jump_behind] {
+            // SAFETY: plain integers; zero is a valid value. Zeroing beats dropping the pages for a
+            // table that is sparse only in small guests.
+            unsafe { std::ptr::write_bytes(jump.as_mut_ptr(), 0, jump.len()) };
+            jump[0] = empty_jump(0);
+        }
     }
 
     /// Empties the direct-mapped tables of a set.
