@@ -83,6 +83,8 @@ marks! {
     FastSysret,
     /// MOVS or STOS in translated code.
     StringThunk,
+    /// A block that ends where another begins.
+    RunsIntoAnother,
     /// A jump whose target goes on in the same block.
     JumpFollowed,
     /// A short loop translated several times over.

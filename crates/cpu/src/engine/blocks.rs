@@ -414,7 +414,7 @@ impl Blocks {
         let hot = unsafe { &mut *arena.hot() };
         let behind = spread(block.key.virt);
         for set in &mut hot.sets {
-            for (table, slot) in [(&mut set.jump, slot), (&mut set.jump_behind, behind)] {
+            for (table, slot) in [(&mut set.jump[..], slot), (&mut set.jump_behind, behind)] {
                 if table[slot].code == checked {
                     table[slot] = empty_jump(slot);
                 }

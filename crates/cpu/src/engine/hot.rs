@@ -15,6 +15,10 @@ pub const TLB_ENTRIES: usize = 256;
 pub const CODE_SLOTS: usize = 8192;
 /// Entries of the jump cache (the index is a 16-bit zero extension of the target).
 pub const JUMP_ENTRIES: usize = 1 << 16;
+/// Entries of the second jump cache, and how far [`spread`] shifts.
+const JUMPS_BEHIND: usize = 1 << (64 - SPREAD_SHIFT);
+/// See there.
+pub const SPREAD_SHIFT: u8 = 47;
 /// Entries of one way of a spill table.
 pub const SPILL_ENTRIES: usize = 16384;
 /// Ways of a spill table. Which one an address space uses follows from its generation, so that
@@ -70,7 +74,7 @@ pub struct ModeSet {
     /// Indirect jump targets, by their low 16 bits.
     pub jump: [JumpEntry; JUMP_ENTRIES],
     /// The same by [`spread`], for what has been overwritten there.
-    pub jump_behind: [JumpEntry; JUMP_ENTRIES],
+    pub jump_behind: [JumpEntry; JUMPS_BEHIND],
 }
 
 /// A host fault in translated code, noted by the signal handler.
@@ -241,11 +245,11 @@ pub const fn empty_tag(slot: usize) -> u64 {
 }
 
 /// What jump targets are multiplied with to spread them.
-pub const SPREAD: u32 = 0x61c8_8647;
+pub const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The slot of a target in the second jump cache.
 pub const fn spread(target: u64) -> usize {
-    (target.wrapping_mul(SPREAD as u64) >> 48) as usize
+    (target.wrapping_mul(SPREAD) >> SPREAD_SHIFT) as usize
 }
 
 /// Bytes of one way of a spill table.

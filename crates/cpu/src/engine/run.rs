@@ -371,9 +371,21 @@ impl Vcpu {
             page_id: self.blocks.page_id(key.virt >> 12, phys.page(), key.mode),
             second,
         };
-        let breakpoints = &self.debugging.breakpoints;
-        let (block, code, cold) =
-            self.translator.block(key, bytes, place, breakpoints, &mut self.blocks.exits);
+        let limit = match self.blocks.find(&BlockKey { shares: true, ..key }) {
+            _ if second.is_some() => 1,
+            // A twin has the same instructions.
+            Some(other) if !key.shares => self.blocks.get(other).count,
+            _ => key.limit,
+        };
+        let whole = key.shares && u64::from(key.limit) == regs::MAX_BLOCK;
+        let start = key.phys as usize % PAGE_SIZE;
+        let known = |at: usize| {
+            let away = (at as u64).wrapping_sub(start as u64);
+            let (phys, virt) = (key.phys.wrapping_add(away), key.virt.wrapping_add(away));
+            whole && self.blocks.find(&BlockKey { phys, virt, ..key }).is_some()
+        };
+        self.translator.read(key, bytes, limit, &self.debugging.breakpoints, known);
+        let (block, code, cold) = self.translator.block(key, bytes, place, &mut self.blocks.exits);
         self.arena.write_code(place.origin, &code);
         self.arena.write_code(place.cold, &cold);
         self.statistics.blocks_translated += 1;

@@ -7,7 +7,7 @@
 
 use super::asm::{Asm, Mem, Reg, Width};
 use super::fast_calls::{self, FastCalls};
-use super::hot::{Field, SETS, SPILL_ENTRIES, SPREAD, SpillEntry, TLB_ENTRIES};
+use super::hot::{Field, SETS, SPILL_ENTRIES, SPREAD, SPREAD_SHIFT, SpillEntry, TLB_ENTRIES};
 use super::regs;
 use super::strings::{self, StringThunks};
 use std::mem::offset_of;
@@ -153,9 +153,9 @@ fn look_behind(asm: &mut Asm, base: u32, exit: u32, set: usize) -> u32 {
     asm.store(Width::W64, field(Field::TEMPORARY_RAX), Reg::RAX);
     asm.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
     asm.store(Width::W64, field(Field::SEARCHING), Reg::RAX);
-    asm.bytes(&[0x4d, 0x69, 0xda]); // imul r11, r10, SPREAD
-    asm.bytes(&SPREAD.to_le_bytes());
-    asm.bytes(&[0x49, 0xc1, 0xeb, 48, 0x49, 0xc1, 0xe3, 1]); // shr r11, 48; shl r11, 1
+    asm.mov_imm(Reg::R11, SPREAD);
+    asm.bytes(&[0x4d, 0x0f, 0xaf, 0xda]); // imul r11, r10
+    asm.bytes(&[0x49, 0xc1, 0xeb, SPREAD_SHIFT, 0x49, 0xc1, 0xe3, 1]); // shr r11, SPREAD_SHIFT; shl r11, 1
     asm.mov(Width::W64, Reg::RAX, Reg::R10);
     asm.op_load_add(Reg::RAX, Mem::table(table, Reg::R11));
     asm.bytes(&[0x48, 0x85, 0xc0]); // test rax, rax

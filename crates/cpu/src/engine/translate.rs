@@ -113,21 +113,20 @@ impl Translator {
             && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
     }
 
-    /// Translates the block of `key`. `page` is what its page holds; or, with `place.second` for
-    /// the one instruction that reaches into the next page, that and the next page's beginning.
-    /// Returns the block, its code and the cold part of it. A block always has at least one
-    /// instruction.
-    pub fn block(
+    /// Decodes the block of `key`, of at most `limit` instructions: the first step. `page` is what its
+    /// page holds; or, for the one instruction that reaches into the next page, that and the next
+    /// page's beginning. Where the page holds the beginning of another block, which `known` tells of
+    /// an offset, the block ends rather than have the same instructions again.
+    pub fn read(
         &mut self,
         key: BlockKey,
         page: &[u8],
-        place: Place,
+        limit: u8,
         breakpoints: &BTreeSet<u64>,
-        exits: &mut Vec<Exit>,
-    ) -> (Block, Vec<u8>, Vec<u8>) {
-        let group = key.shares && key.mode.is64();
+        known: impl Fn(usize) -> bool,
+    ) {
         self.grouping.begin();
-        self.decode(key, page, if place.second.is_some() { 1 } else { key.limit }, group);
+        self.decode(key, page, limit, known);
         if !breakpoints.is_empty() {
             // A block ends where the loop has to look at a breakpoint.
             let at = |d: &Decoded| breakpoints.contains(&key.virt.wrapping_add_signed(d.delta as i64));
@@ -135,6 +134,17 @@ impl Translator {
             self.decoded.truncate(end.map_or(self.decoded.len(), |end| end + 1));
         }
         self.decoded[0].breakpoint = breakpoints.contains(&key.virt);
+    }
+
+    /// Translates the block just [read](Self::read) from `page`. Returns it, its code and the cold part
+    /// of that. A block always has at least one instruction.
+    pub fn block(
+        &mut self,
+        key: BlockKey,
+        page: &[u8],
+        place: Place,
+        exits: &mut Vec<Exit>,
+    ) -> (Block, Vec<u8>, Vec<u8>) {
         let decoded = std::mem::take(&mut self.decoded);
         let count = decoded.len() as u8;
         let grouped = self.grouping.plan(decoded.len(), &mut self.plan);
@@ -184,13 +194,18 @@ impl Translator {
         (block, code, cold)
     }
 
-    fn decode(&mut self, key: BlockKey, page: &[u8], limit: u8, group: bool) {
+    fn decode(&mut self, key: BlockKey, page: &[u8], limit: u8, known: impl Fn(usize) -> bool) {
+        let group = key.shares && key.mode.is64();
         self.decoded.clear();
         let begin = key.phys as usize % PAGE_SIZE;
         let base = key.virt.wrapping_sub(begin as u64);
         let mut decoder = Decoder::with_ip(key.mode.bits(), page, base, decoder_options());
         let mut position = begin;
         while self.decoded.len() < limit as usize {
+            if !self.decoded.is_empty() && known(position) {
+                mark!(RunsIntoAnother);
+                return;
+            }
             decoder.set_position(position).expect("inside of the page");
             decoder.set_ip(base.wrapping_add(position as u64));
             let instr = decode_next(&mut decoder, page);
