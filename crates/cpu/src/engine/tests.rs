@@ -2,6 +2,7 @@
 //! off or identity-mapped, and ends in HLT.
 
 mod contexts;
+mod fast_calls;
 mod found;
 mod modes;
 
