@@ -97,6 +97,6 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { code_cache_bytes: 128 << 20, chaos: None, disk_memory_bytes: 256 << 20, fault: None }
+        Self { code_cache_bytes: 56 << 20, chaos: None, disk_memory_bytes: 256 << 20, fault: None }
     }
 }

@@ -53,7 +53,7 @@ impl Vcpu {
             let allowed = |vcpu: &mut Self| vcpu.may_fill(block, k);
             if self.fill(bus, mode, virt, write, allowed) {
                 if !self.groups_stale(block) {
-                    return Next::Enter(self.blocks.get(block).insns[k as usize].host);
+                    return Next::Enter(self.blocks.get(block).host_of(k));
                 }
                 if let Some(at) = self.in_twin(bus, block, k) {
                     return Next::Enter(at);
@@ -66,7 +66,7 @@ impl Vcpu {
             mark!(GroupCrossing);
             if let Some(twin) = self.twin(bus, block) {
                 self.blocks.link_across(&mut self.arena, id, twin);
-                return Next::Enter(self.blocks.get(twin).insns[k as usize].host);
+                return Next::Enter(self.blocks.get(twin).host_of(k));
             }
         }
         self.arrive_at(block, k);
@@ -177,6 +177,6 @@ impl Vcpu {
     /// Where instruction `k` of a block's twin begins.
     fn in_twin(&mut self, bus: &mut dyn Bus, block: BlockId, k: u8) -> Option<u32> {
         let twin = self.twin(bus, block)?;
-        Some(self.blocks.get(twin).insns[k as usize].host)
+        Some(self.blocks.get(twin).host_of(k))
     }
 }

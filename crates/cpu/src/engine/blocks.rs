@@ -125,7 +125,7 @@ impl DecodedId {
 }
 
 /// The part of the code cache that is for what runs seldom: so many of so many shares.
-const COLD_SHARE: (u32, u32) = (5, 16);
+const COLD_SHARE: (u32, u32) = (6, 16);
 
 /// The exit index that stands for a host fault.
 pub const HOST_FAULT: u32 = u32::MAX;
@@ -136,8 +136,8 @@ pub struct Insn {
     /// Bytes from the block's first guest byte: less than 0 or less than the one before where a
     /// jump was followed.
     pub delta: i16,
-    /// Host address of its translation.
-    pub host: u32,
+    /// Where its translation begins, in bytes from the block's first.
+    pub host: u16,
 }
 
 /// One translated block.
@@ -178,6 +178,11 @@ impl Block {
     /// Whether `other` is of the very same instructions.
     pub fn same_instructions(&self, other: &Block) -> bool {
         self.insns.iter().map(|insn| insn.delta).eq(other.insns.iter().map(|insn| insn.delta))
+    }
+
+    /// The host address at which instruction `k`'s translation begins.
+    pub fn host_of(&self, k: u8) -> u32 {
+        self.checked + u32::from(self.insns[k as usize].host)
     }
 
     /// The linear address of instruction `k` (`k` may be the count: one past the last).
@@ -342,7 +347,7 @@ impl Blocks {
         let Exit { insn, kind, .. } = self.exits[from.0 as usize];
         let ExitKind::Access { across: field @ 1.., .. } = kind else { return };
         let to = &mut self.list[twin.0 as usize];
-        arena.patch_jump(field, to.insns[insn as usize].host);
+        arena.patch_jump(field, to.host_of(insn));
         to.incoming.push(from);
     }
 
@@ -438,7 +443,7 @@ impl Blocks {
         if host >= b.end {
             return None;
         }
-        let k = b.insns.partition_point(|i| i.host <= host).checked_sub(1)?;
+        let k = b.insns.partition_point(|i| b.checked + u32::from(i.host) <= host).checked_sub(1)?;
         Some((BlockId(id as u32), k.min(b.insns.len() - 1) as u8))
     }
 

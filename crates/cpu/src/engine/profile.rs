@@ -444,13 +444,16 @@ impl Vcpu {
             let Some(block) = after.checked_sub(1).map(|n| &self.blocks.list[n]) else {
                 return (Part::Door, None);
             };
-            let k = block.insns.partition_point(|insn| insn.host <= host).checked_sub(1);
+            let k = block
+                .insns
+                .partition_point(|insn| block.checked + u32::from(insn.host) <= host)
+                .checked_sub(1);
             let guest = |k: usize| Some((block.virt_of(k as u8), block.key.mode.has(Mode::USER)));
             match k {
                 None => (Part::Head, guest(0)),
                 Some(k) if k + 1 >= block.insns.len() => (Part::Tail, guest(k)),
                 Some(k) => {
-                    let last = self.last_instruction(block.insns[k].host, block.insns[k + 1].host);
+                    let last = self.last_instruction(block.host_of(k as u8), block.host_of(k as u8 + 1));
                     (if host >= last { Part::Own } else { Part::Check }, guest(k))
                 }
             }

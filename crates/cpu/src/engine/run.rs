@@ -721,7 +721,7 @@ impl Vcpu {
         if retired == 0 || left < rest {
             return Next::Loop;
         }
-        let host = b.insns[next as usize].host;
+        let host = b.host_of(next);
         self.hot().budget = regs::encode_budget(left) - rest * regs::UNIT;
         self.load_x87();
         mark!(Resumed);

@@ -151,12 +151,13 @@ impl Translator {
         let mut e = Emitter::new(&place, key.mode, exits);
         e.follow_plan(std::mem::take(&mut self.plan));
         let (checked, entry) = e.head(key.virt, place.page_id, place.second.map(|(id, _)| id), count);
+        let offset = |e: &Emitter| (e.asm.here() - checked) as u16;
         let mut insns = Vec::with_capacity(decoded.len() + 1);
         let start = key.phys as usize % PAGE_SIZE;
         let (mut first, mut end) = (start, start);
         let mut open = true;
         for (k, d) in decoded.iter().enumerate() {
-            insns.push(Insn { delta: d.delta, host: e.asm.here() });
+            insns.push(Insn { delta: d.delta, host: offset(&e) });
             e.insn = k as u8;
             e.retry = e.asm.here();
             e.two_checks =
@@ -167,7 +168,7 @@ impl Translator {
             open = self.instruction(&mut e, d, &page[at..][..d.len as usize], rest);
         }
         let after = decoded.last().expect("at least one instruction").next;
-        insns.push(Insn { delta: after, host: e.asm.here() });
+        insns.push(Insn { delta: after, host: offset(&e) });
         if open {
             e.jump_to(key.virt.wrapping_add_signed(after as i64));
         }
