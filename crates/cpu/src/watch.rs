@@ -1,7 +1,8 @@
 //! What a debugger watches, and which accesses touched it.
 //!
 //! Watching is by physical address, so a write through any mapping counts. Pages that hold watched
-//! bytes bear [`memory::Marks::WATCHED`], which keeps them out of the TLB: every access to them by
+//! bytes bear [`memory::Marks::WATCHED`], which keeps them out of the TLB for writes, and where reads count
+//! [`memory::Marks::READ_WATCHED`], which keeps them out of it altogether: every such access to them by
 //! the processor comes through [`crate::Core`], which notes it here. What devices write is noted by
 //! [`memory::Ram`] and fetched from there at the next boundary.
 

@@ -16,6 +16,8 @@ impl Marks {
     pub const LENT: Marks = Marks(1 << 3);
     /// A debugger watches bytes of this page.
     pub const WATCHED: Marks = Marks(1 << 4);
+    /// A debugger watches for reads of bytes of this page, which go the slow way too.
+    pub const READ_WATCHED: Marks = Marks(1 << 5);
     /// Every mark that sends a write the slow way.
     pub const HOOKED: Marks = Marks(Self::CODE.0 | Self::TABLE.0 | Self::WATCHED.0);
     /// Every mark whose pages, when written by anyone, the processors must hear of.

@@ -97,7 +97,7 @@ impl Vcpu {
             mark!(HookedStore);
             return false;
         }
-        if marks.any(Marks::WATCHED) || !allowed(self) {
+        if !write && marks.any(Marks::READ_WATCHED) || !allowed(self) {
             return false;
         }
         if write {

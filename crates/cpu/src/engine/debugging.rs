@@ -70,10 +70,14 @@ impl Vcpu {
             return;
         }
         for page in pages(bus, before) {
-            bus.ram().remove_marks(page, Marks::WATCHED);
+            bus.ram().remove_marks(page, Marks::WATCHED.with(Marks::READ_WATCHED));
         }
         for page in pages(bus, &watches) {
             bus.ram().add_marks(page, Marks::WATCHED);
+        }
+        let read: Vec<_> = watches.iter().copied().filter(|watch| watch.reads).collect();
+        for page in pages(bus, &read) {
+            bus.ram().add_marks(page, Marks::READ_WATCHED);
         }
         self.flush.everything = true;
         self.debugging.watch = (!watches.is_empty()).then(|| Box::new(WatchList::new(watches)));

@@ -196,7 +196,7 @@ impl Tlb {
         let allowed = if write {
             marks.any(Marks::DIRTY) && !marks.any(Marks::HOOKED)
         } else {
-            !marks.any(Marks::WATCHED)
+            !marks.any(Marks::READ_WATCHED)
         };
         if !allowed {
             return;
