@@ -53,8 +53,6 @@ pub struct Translation {
     pub writable_now: bool,
     /// User mode may access the page.
     pub user: bool,
-    /// The translation is global (and CR4.PGE is set).
-    pub global: bool,
     /// A fetch is allowed as far as execute-disable goes.
     pub executable: bool,
     /// log2 of the page's size in bytes: 12, 21, 22 or 30; 12 with paging off.
@@ -98,7 +96,6 @@ struct Path {
     writable: bool,
     user: bool,
     no_execute: bool,
-    global: bool,
 }
 
 /// Why there is no leaf.
@@ -130,7 +127,6 @@ fn read_path(state: &CpuState, ram: &Ram, address: u64) -> Result<Path, Missing>
             writable: true,
             user: true,
             no_execute: false,
-            global: false,
         }),
         Mode::Legacy32 => read_legacy32(state, ram, address),
         mode => read_wide(state, ram, address, mode),
@@ -190,7 +186,6 @@ fn descend(ram: &Ram, address: u64, root: u64, levels: &[Level], pae: bool) -> R
         writable: true,
         user: true,
         no_execute: false,
-        global: false,
     };
     let mut table = root;
     for (depth, level) in levels.iter().enumerate() {
@@ -218,7 +213,6 @@ fn descend(ram: &Ram, address: u64, root: u64, levels: &[Level], pae: bool) -> R
         table = entry & paging::ADDRESS;
         if is_leaf {
             path.shift = level.shift;
-            path.global = entry & paging::GLOBAL != 0;
             path.phys = table & !LOW_BITS(level.shift) | address & LOW_BITS(level.shift);
             break;
         }
@@ -247,7 +241,6 @@ fn read_legacy32(state: &CpuState, ram: &Ram, address: u64) -> Result<Path, Miss
         writable: directory & paging::WRITABLE != 0,
         user: directory & paging::USER != 0,
         no_execute: false,
-        global: directory & paging::GLOBAL != 0,
     };
     if state.cr4 & cr4::PSE != 0 && directory & paging::LARGE != 0 {
         if directory & 1 << 21 != 0 {
@@ -267,7 +260,6 @@ fn read_legacy32(state: &CpuState, ram: &Ram, address: u64) -> Result<Path, Miss
     path.shift = 12;
     path.writable &= entry & paging::WRITABLE != 0;
     path.user &= entry & paging::USER != 0;
-    path.global = entry & paging::GLOBAL != 0;
     path.phys = entry & 0xffff_f000 | address & LOW_BITS(12);
     Ok(path)
 }
@@ -355,7 +347,6 @@ fn finish(state: &CpuState, path: &Path, dirty: bool, access: Access) -> Transla
         phys: GuestPhys(path.phys),
         writable_now: dirty && allowed(state, path, write),
         user: path.user,
-        global: path.global && state.cr4 & cr4::PGE != 0,
         executable: !path.no_execute,
         page_shift: path.shift,
         entries: path.entries.map(GuestPhys),
