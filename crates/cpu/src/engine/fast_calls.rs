@@ -1,7 +1,7 @@
 //! SYSCALL and SYSRET without leaving translated code.
 //!
 //! Both lead from one mode set to another, through the other set's jump cache. That is sound because
-//! the sets of a [`Family`] are only ever admitted together ([`super::tlb::Tlb::enter_family`]): while
+//! the sets of a [`Family`] are only ever admitted together ([`super::tlb::Tlb::enter_mode`]): while
 //! a 64-bit program's set holds translations of its mode, the kernel's two hold those of the modes
 //! that it would come to from there, and the other way round.
 //!
