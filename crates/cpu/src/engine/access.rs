@@ -55,8 +55,8 @@ impl Vcpu {
                 if !self.groups_stale(block) {
                     return Next::Enter(self.blocks.get(block).host_of(k));
                 }
-                if let Some(at) = self.in_twin(bus, block, k) {
-                    return Next::Enter(at);
+                if let Some(twin) = self.twin(bus, block) {
+                    return Next::Enter(self.blocks.get(twin).host_of(k));
                 }
                 self.arrive_at(block, k);
                 return Next::Loop;
@@ -172,11 +172,5 @@ impl Vcpu {
             None => return None,
         };
         self.blocks.get(block).same_instructions(self.blocks.get(twin)).then_some(twin)
-    }
-
-    /// Where instruction `k` of a block's twin begins.
-    fn in_twin(&mut self, bus: &mut dyn Bus, block: BlockId, k: u8) -> Option<u32> {
-        let twin = self.twin(bus, block)?;
-        Some(self.blocks.get(twin).host_of(k))
     }
 }

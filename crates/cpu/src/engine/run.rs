@@ -371,11 +371,14 @@ impl Vcpu {
             page_id: self.blocks.page_id(key.virt >> 12, phys.page(), key.mode),
             second,
         };
-        let limit = match self.blocks.find(&BlockKey { shares: true, ..key }) {
-            _ if second.is_some() => 1,
+        let limit = if second.is_some() {
+            1
+        } else if key.shares {
+            key.limit
+        } else {
             // A twin has the same instructions.
-            Some(other) if !key.shares => self.blocks.get(other).count,
-            _ => key.limit,
+            let other = self.blocks.find(&BlockKey { shares: true, ..key });
+            other.map_or(key.limit, |other| self.blocks.get(other).count)
         };
         let whole = key.shares && u64::from(key.limit) == regs::MAX_BLOCK;
         let start = key.phys as usize % PAGE_SIZE;
