@@ -91,6 +91,10 @@ marks! {
     Unrolled,
     /// An operand on two pages.
     Crossing,
+    /// One that was read from a copy.
+    CrossingRead,
+    /// A store let through to a page of which a debugger watches other bytes.
+    BesideWatched,
     /// A store to a page of code or page tables.
     HookedStore,
     /// Translated code overwritten, and thrown away.

@@ -3,8 +3,8 @@
 //! Watching is by physical address, so a write through any mapping counts. Pages that hold watched
 //! bytes bear [`memory::Marks::WATCHED`], which keeps them out of the TLB for writes, and where reads count
 //! [`memory::Marks::READ_WATCHED`], which keeps them out of it altogether: every such access to them by
-//! the processor comes through [`crate::Core`], which notes it here. What devices write is noted by
-//! [`memory::Ram`] and fetched from there at the next boundary.
+//! the processor that touches a watched byte comes through [`crate::Core`], which notes it here. What
+//! devices write is noted by [`memory::Ram`] and fetched from there at the next boundary.
 
 use base::{GuestPhys, Position};
 
@@ -50,14 +50,18 @@ impl WatchList {
         &self.watches
     }
 
-    /// Notes an access of `len` bytes if it touches anything watched.
-    pub(crate) fn note(&mut self, at: Position, phys: GuestPhys, len: usize, write: bool) {
+    /// The first watch that an access of `len` bytes touches.
+    pub(crate) fn touched(&self, phys: GuestPhys, len: usize, write: bool) -> Option<usize> {
         let end = phys.0.saturating_add(len as u64);
-        let touched = self.watches.iter().position(|w| {
+        self.watches.iter().position(|w| {
             let counts = if write { w.writes } else { w.reads };
             counts && phys.0 < w.start.0.saturating_add(w.bytes) && w.start.0 < end
-        });
-        if let Some(watch) = touched {
+        })
+    }
+
+    /// Notes an access of `len` bytes if it touches anything watched.
+    pub(crate) fn note(&mut self, at: Position, phys: GuestPhys, len: usize, write: bool) {
+        if let Some(watch) = self.touched(phys, len, write) {
             let phys = GuestPhys(phys.0.max(self.watches[watch].start.0));
             let hit = WatchHit { at, watch, phys };
             self.hits = Some((self.hits.map_or(hit, |(first, _)| first), hit));

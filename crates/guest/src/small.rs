@@ -31,7 +31,7 @@ impl SmallGuest {
         }
     }
 
-    /// Fetches the newest versions, even if a guest is cached. Older guests stay in the cache,
+    /// Fetches the newest versions, even if another guest is cached. Older guests stay in the cache,
     /// since recordings may refer to them.
     pub fn refresh(cache: &Cache, flavour: Flavour, notice: Notice) -> Result<Self, GuestError> {
         Self::build(cache, &cache.lock()?, flavour, notice)
@@ -41,7 +41,11 @@ impl SmallGuest {
         // The versioned folder, not its alias: an alias moves, and recordings keep paths.
         let folder = fs::canonicalize(cache.path(&alias(flavour))).ok()?;
         let guest = Self::in_folder(&folder);
-        (guest.kernel.is_file() && guest.initrd.is_file()).then_some(guest)
+        guest.is_whole().then_some(guest)
+    }
+
+    fn is_whole(&self) -> bool {
+        self.kernel.is_file() && self.initrd.is_file()
     }
 
     fn in_folder(folder: &Path) -> Self {
@@ -50,14 +54,14 @@ impl SmallGuest {
 
     fn build(cache: &Cache, guard: &Guard, flavour: Flavour, notice: Notice) -> Result<Self, GuestError> {
         let host = Apt::of_host()?;
-        let first = Self::build_with(&host, guard, flavour, notice);
+        let first = Self::build_with(&host, cache, guard, flavour, notice);
         let built = match first {
             Ok(built) => built,
             // The host's lists are missing, or name versions that the mirror no longer has.
             Err(GuestError::NoPackage { .. } | GuestError::Tool { .. }) => {
                 let lists = guard.scratch("apt")?;
                 let fresh = Apt::with_fresh_lists(&lists.folder("state")?, notice)?;
-                Self::build_with(&fresh, guard, flavour, notice)?
+                Self::build_with(&fresh, cache, guard, flavour, notice)?
             }
             Err(error) => return Err(error),
         };
@@ -65,8 +69,14 @@ impl SmallGuest {
         Ok(Self::in_folder(&cache.path(&built)))
     }
 
-    /// Builds and publishes; returns the entry's name.
-    fn build_with(apt: &Apt, guard: &Guard, flavour: Flavour, notice: Notice) -> Result<String, GuestError> {
+    /// Builds and publishes what is not in the cache yet; returns the entry's name.
+    fn build_with(
+        apt: &Apt,
+        cache: &Cache,
+        guard: &Guard,
+        flavour: Flavour,
+        notice: Notice,
+    ) -> Result<String, GuestError> {
         let (meta, depends) = apt.newest(flavour.package())?;
         let is_image = |package: &&Package| package.name.starts_with("linux-image-");
         let image = depends.iter().find(is_image).ok_or_else(|| GuestError::Odd {
@@ -74,6 +84,11 @@ impl SmallGuest {
             what: "dependency on a kernel image".into(),
         })?;
         let (busybox, _) = apt.newest("busybox-static")?;
+        let name = entry_name(image, &busybox);
+        if Self::in_folder(&cache.path(&name)).is_whole() {
+            notice(&format!("{} {} is here already", image.name, image.version));
+            return Ok(name);
+        }
         let scratch = guard.scratch(flavour.name())?;
         let (fetched, unpacked) = (scratch.folder("fetched")?, scratch.folder("unpacked")?);
         for package in [&busybox, image] {
@@ -82,7 +97,6 @@ impl SmallGuest {
         }
         notice("building the initramfs");
         let built = assemble(&scratch, &unpacked, image)?;
-        let name = entry_name(image, &busybox);
         guard.publish(&built, &name)?;
         Ok(name)
     }

@@ -10,7 +10,9 @@
 //! ```
 //!
 //! So a killed recorder loses a twentieth of a second, an idle guest costs a few bytes a second,
-//! and payloads compress in large pieces.
+//! and payloads compress in large pieces. On a loaded host the thread may come late. What must not be
+//! lost then, because somebody has seen what came of it, the recorder puts into the tail itself
+//! ([`Writer::flush`]): one small write.
 
 use crate::chunk::{ChunkAppender, Head, LogKind};
 use crate::event::{Encoder, End, StateHash};
@@ -40,7 +42,7 @@ const WAITING_BYTES_MAX: usize = 32 << 20;
 /// an end mark, as if the recorder had been killed.
 pub struct Writer {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<Files>>,
+    thread: Option<JoinHandle<()>>,
     folder: PathBuf,
     manifest: Manifest,
     started: Instant,
@@ -50,22 +52,21 @@ struct Shared {
     state: Mutex<State>,
     /// Wakes the thread: something is there, or the writer closes.
     work: Condvar,
-    /// Wakes the recorder: there is room again, or something was flushed.
+    /// Wakes the recorder: there is room again.
     room: Condvar,
     failed: AtomicBool,
+    /// Taken before `state`, so that what is taken from there is written in that order.
+    files: Mutex<Files>,
 }
 
 #[derive(Default)]
 struct State {
     open: OpenChunk,
-    /// The recorder wants everything flushed without waiting.
-    hurry: bool,
     closing: bool,
     /// Position of the last event that is on disk.
     flushed: Position,
-    /// Number of events recorded and flushed.
+    /// Number of events recorded.
     recorded: u64,
-    settled: u64,
     log_bytes: u64,
     error: Option<Stopped>,
 }
@@ -79,9 +80,11 @@ struct OpenChunk {
     last: Position,
     /// How many of `raw`'s bytes are in the tail.
     in_tail: usize,
+    /// When some first were put there.
+    began: Option<Instant>,
 }
 
-/// The files, owned by the thread while it runs.
+/// The files.
 struct Files {
     log: ChunkAppender,
     tail: TailWriter,
@@ -108,13 +111,13 @@ impl Writer {
             work: Condvar::new(),
             room: Condvar::new(),
             failed: AtomicBool::new(false),
+            files: Mutex::new(Files { log, tail, tail_path }),
         });
-        let files = Files { log, tail, tail_path };
         let thread = std::thread::Builder::new()
             .name("recorder".into())
             .spawn({
                 let shared = shared.clone();
-                move || shared.flush_until_closed(files)
+                move || shared.flush_until_closed()
             })
             .map_err(|e| Error::io("start the writing thread for", folder, e))?;
         Ok(Self {
@@ -190,16 +193,11 @@ impl Writer {
         self.shared.lock().error.clone().map_or(Ok(()), Err)
     }
 
-    /// Waits until everything recorded so far is in the files.
+    /// Puts everything recorded so far into the files: mostly a write to the tail by the calling thread,
+    /// if the writing thread has not got to it yet. A process killed after that loses none of it.
     pub fn flush(&self) -> Result<(), Stopped> {
-        let mut state = self.shared.lock();
-        let target = state.recorded;
-        while state.settled < target && state.error.is_none() {
-            state.hurry = true;
-            self.shared.work.notify_one();
-            state = self.shared.room.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        state.error.clone().map_or(Ok(()), Err)
+        self.shared.settle();
+        self.check()
     }
 
     /// Number of events recorded so far and bytes of log they have taken on disk.
@@ -218,14 +216,12 @@ impl Writer {
         guest_ns: u64,
     ) -> Result<Manifest, Error> {
         self.push(at, |encoder, raw| encoder.end(raw, at, end));
-        let files = self.close();
+        self.close();
         self.check()?;
-        let Some(Files { log, tail, tail_path }) = files else {
-            return Err(Error::Name("the recording's writing thread died".into()));
-        };
+        let files = self.shared.files();
+        let (log, tail_path) = (&files.log, &files.tail_path);
         log.sync().map_err(|e| Error::io("write", log.path(), e))?;
-        drop(tail);
-        std::fs::remove_file(&tail_path).map_err(|e| Error::io("remove", &tail_path, e))?;
+        std::fs::remove_file(tail_path).map_err(|e| Error::io("remove", tail_path, e))?;
         self.manifest.status = Status::Complete(Completion {
             end,
             at,
@@ -235,14 +231,18 @@ impl Writer {
             chunks: log.sequence(),
             seal: log.seal(),
         });
+        drop(files);
         self.manifest.write(&self.folder)?;
         Ok(self.manifest.clone())
     }
 
-    fn close(&mut self) -> Option<Files> {
+    fn close(&mut self) {
         self.shared.lock().closing = true;
         self.shared.work.notify_one();
-        self.thread.take()?.join().ok()
+        if let Some(thread) = self.thread.take() {
+            // It only writes, and what it cannot write it says.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -252,12 +252,34 @@ impl Drop for Writer {
     }
 }
 
-/// What the thread has taken from the open chunk.
+/// What was taken from the open chunk.
 enum Batch {
     /// Bytes to append to the tail, up to an event at this position.
     Frame(Vec<u8>, Position),
     /// A whole chunk.
     Chunk(OpenChunk),
+}
+
+impl State {
+    /// Whether the thread has anything to do, now or soon.
+    fn has_work(&self) -> bool {
+        self.closing || self.open.raw.len() > self.open.in_tail || self.open.raw.len() >= CHUNK_BYTES
+    }
+
+    fn take(&mut self) -> Option<Batch> {
+        let open = &mut self.open;
+        if open.raw.is_empty() {
+            return None;
+        }
+        let began = *open.began.get_or_insert_with(Instant::now);
+        let due = self.closing || open.raw.len() >= CHUNK_BYTES || began.elapsed() >= CHUNK_AGE_MAX;
+        if due {
+            return Some(Batch::Chunk(std::mem::take(open)));
+        }
+        let frame = open.raw[open.in_tail..].to_vec();
+        open.in_tail = open.raw.len();
+        (!frame.is_empty()).then_some(Batch::Frame(frame, open.last))
+    }
 }
 
 impl Shared {
@@ -266,70 +288,64 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn flush_until_closed(&self, mut files: Files) -> Files {
-        let mut chunk_began = None;
-        loop {
-            let Some((batch, settled)) = self.next_batch(&mut chunk_began) else { return files };
-            let flushed = match &batch {
-                Batch::Frame(_, last) => *last,
-                Batch::Chunk(open) => open.last,
-            };
-            let result = files.write(batch);
-            let mut state = self.lock();
-            match result {
-                Ok(()) => {
-                    state.flushed = flushed;
-                    state.settled = settled;
-                    state.log_bytes = files.log.end();
-                }
-                Err((path, e)) => {
-                    let stopped =
-                        Stopped { path, why: e.to_string(), kind: e.kind(), flushed: state.flushed };
-                    state.error = Some(stopped);
-                    self.failed.store(true, Ordering::Release);
-                }
-            }
-            drop(state);
-            self.room.notify_all();
-            if self.failed.load(Ordering::Acquire) {
-                return files;
-            }
+    fn files(&self) -> MutexGuard<'_, Files> {
+        // What a panic left half-written fails its checksum.
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flush_until_closed(&self) {
+        let mut closing = false;
+        while !closing && !self.failed.load(Ordering::Acquire) {
+            closing = self.wait_until_due();
+            self.settle();
         }
     }
 
-    /// Waits for work and takes it; `None` once the writer is closed and everything is taken.
-    fn next_batch(&self, chunk_began: &mut Option<Instant>) -> Option<(Batch, u64)> {
+    /// Takes what there is and writes it.
+    fn settle(&self) {
+        let mut files = self.files();
         let mut state = self.lock();
-        while state.open.raw.len() == state.open.in_tail && !state.closing {
-            if state.hurry {
-                state.hurry = false;
-                self.room.notify_all();
+        if state.error.is_some() {
+            return;
+        }
+        let Some(batch) = state.take() else { return };
+        drop(state);
+        let last = match &batch {
+            Batch::Frame(_, last) => *last,
+            Batch::Chunk(open) => open.last,
+        };
+        let result = files.write(batch);
+        let mut state = self.lock();
+        match result {
+            Ok(()) => {
+                state.flushed = last;
+                state.log_bytes = files.log.end();
             }
+            Err((path, e)) => {
+                let (why, kind, flushed) = (e.to_string(), e.kind(), state.flushed);
+                state.error = Some(Stopped { path, why, kind, flushed });
+                self.failed.store(true, Ordering::Release);
+            }
+        }
+        drop(state);
+        self.room.notify_all();
+    }
+
+    /// Waits until something has waited for long enough, and says whether the writer is closed.
+    fn wait_until_due(&self) -> bool {
+        let mut state = self.lock();
+        while !state.has_work() {
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         let due = Instant::now() + FLUSH_EVERY;
-        while !state.closing && !state.hurry && state.open.raw.len() < CHUNK_BYTES {
-            let now = Instant::now();
-            if now >= due {
+        while !state.closing && state.open.raw.len() < CHUNK_BYTES {
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 break;
             }
-            state = self.work.wait_timeout(state, due - now).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        state.hurry = false;
-        if state.open.raw.is_empty() {
-            return None;
-        }
-        let settled = state.recorded;
-        let began = *chunk_began.get_or_insert_with(Instant::now);
-        let whole = state.closing || state.open.raw.len() >= CHUNK_BYTES || began.elapsed() >= CHUNK_AGE_MAX;
-        if whole {
-            *chunk_began = None;
-            return Some((Batch::Chunk(std::mem::take(&mut state.open)), settled));
-        }
-        let open = &mut state.open;
-        let frame = open.raw[open.in_tail..].to_vec();
-        open.in_tail = open.raw.len();
-        Some((Batch::Frame(frame, open.last), settled))
+        state.closing
     }
 }
 

@@ -216,6 +216,9 @@ impl Live<'_> {
         for (card, frame) in &output.frames {
             self.host.frame(*card, frame);
         }
+        if let (Some(recorder), false) = (&mut self.recorder, output.console.is_empty()) {
+            recorder.keep_up(self.session)?;
+        }
         for (port, bytes) in &output.console {
             self.host.console(*port, bytes)?;
         }

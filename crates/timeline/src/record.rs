@@ -151,6 +151,18 @@ impl Recorder {
         Ok(())
     }
 
+    /// Has the recording get as far as the session before anything that left the machine is shown:
+    /// however a recorder ends, what was seen can be seen again.
+    ///
+    /// # Errors
+    /// When it cannot be written any more.
+    pub fn keep_up(&mut self, session: &Session) -> Result<(), Stopped> {
+        let _work = profile::work(Work::Log);
+        self.writer.reached(session.position());
+        self.noted = Instant::now();
+        self.writer.flush()
+    }
+
     /// Whether writing still works.
     ///
     /// # Errors

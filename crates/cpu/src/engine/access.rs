@@ -1,7 +1,11 @@
 //! Accesses that the TLB does not know, and the twins of blocks.
 //!
-//! A miss fills the TLB and tries again, or Rust executes the instruction: where the operand lies on
-//! two pages, is no RAM, or is RAM that stores may not reach unseen.
+//! A miss fills the TLB and tries again, or Rust executes the instruction: where the operand is no RAM,
+//! or is RAM that stores may not reach unseen.
+//!
+//! Some accesses may be made just this once: stores to a page that a debugger watches, but beside the
+//! watched bytes, and reads of an operand on two pages, from a copy. Such an instruction goes on behind
+//! its check, with an addend that nothing else finds.
 //!
 //! Where accesses share a check (see `groups`) there is a third case: each is fine by itself, but
 //! together they lie on two pages, or the addend put aside for them is no longer good. Then execution
@@ -62,6 +66,9 @@ impl Vcpu {
                 return Next::Loop;
             }
         }
+        if !early && let Some(next) = self.admit_once(bus, mode, id, &wanted) {
+            return next;
+        }
         if leader && crossing {
             mark!(GroupCrossing);
             if let Some(twin) = self.twin(bus, block) {
@@ -107,6 +114,71 @@ impl Vcpu {
         let access = Touched { write, address: virt, page };
         self.tlb.fill_data(&self.arena, bus.ram(), mode, access, &mapping);
         true
+    }
+
+    /// Has an access that is not to get into the TLB made once, if nobody need hear of it.
+    fn admit_once(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId, wanted: &Wanted) -> Option<Next> {
+        let BlockExit { block, kind, .. } = self.blocks.exits[id.0 as usize];
+        let ExitKind::Access { behind: behind @ 1.., moved, across, .. } = kind else { return None };
+        let virt = GuestVirt(wanted.linear);
+        let host = match (wanted.write, virt.page_offset() + wanted.size > PAGE_SIZE) {
+            (false, true) if across == 0 => self.copy_of(bus, mode, wanted)?,
+            (true, false) => self.beside_watched(bus, mode, wanted)?,
+            _ => return None,
+        };
+        if self.groups_stale(block) {
+            return None;
+        }
+        let slot = self.tlb.lend_addend(&self.arena, mode, virt, wanted.write, host.wrapping_sub(virt.0));
+        let hot = self.hot();
+        hot.r10 = virt.0.wrapping_sub(moved as i64 as u64);
+        hot.r11 = slot as u64;
+        Some(Next::Enter(behind))
+    }
+
+    /// The host address of a copy of an operand on two pages of RAM.
+    fn copy_of(&mut self, bus: &mut dyn Bus, mode: Mode, wanted: &Wanted) -> Option<u64> {
+        let last = wanted.linear.wrapping_add(wanted.size as u64 - 1);
+        let canonical = paging::is_canonical(wanted.linear) && paging::is_canonical(last);
+        if !mode.is64() || wanted.size > 64 || !canonical {
+            return None;
+        }
+        let first = PAGE_SIZE - GuestVirt(wanted.linear).page_offset();
+        let state = &self.hot().state;
+        let access = Access::data(state, false);
+        let mut bytes = [0; 64];
+        let (front, back) = bytes[..wanted.size].split_at_mut(first);
+        for (at, part) in [(wanted.linear, front), (last & !(PAGE_SIZE as u64 - 1), back)] {
+            let phys = walk::translate(state, bus.ram(), GuestVirt(at), access).ok()?.phys;
+            let page = bus.ram().page_index(phys)?;
+            if bus.ram().marks(page).any(Marks::READ_WATCHED) || !bus.ram().read(phys, part) {
+                return None;
+            }
+        }
+        mark!(CrossingRead);
+        let place = wanted.linear as usize % 64;
+        let bounce = &mut self.hot().bounce.0;
+        bounce[place..place + wanted.size].copy_from_slice(&bytes[..wanted.size]);
+        Some(bounce[place..].as_ptr() as u64)
+    }
+
+    /// The host address of what a store is to, on a watched page but of no watched byte.
+    fn beside_watched(&self, bus: &mut dyn Bus, mode: Mode, wanted: &Wanted) -> Option<u64> {
+        let watches = self.debugging.watch.as_ref()?;
+        let virt = GuestVirt(wanted.linear);
+        if mode.is64() && !paging::is_canonical(virt.0) {
+            return None;
+        }
+        let state = &self.hot().state;
+        let phys = walk::translate(state, bus.ram(), virt, Access::data(state, true)).ok()?.phys;
+        let page = bus.ram().page_index(phys)?;
+        let hooks = bus.ram().marks(page).without(Marks::WATCHED);
+        if hooks.any(Marks::HOOKED) || watches.touched(phys, wanted.size, true).is_some() {
+            return None;
+        }
+        mark!(BesideWatched);
+        bus.ram().mark_dirty(page);
+        Some(bus.ram().host_page(page) as u64 + virt.page_offset() as u64)
     }
 
     /// Fills the TLB for what a string instruction is about to access that has a thunk, which works only

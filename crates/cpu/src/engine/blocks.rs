@@ -206,6 +206,11 @@ pub enum ExitKind {
         /// instruction, the others find nothing.
         leads: bool,
         decoded: DecodedId,
+        /// Where the instruction goes on behind the check; 0 if it has another, and is tried again
+        /// from its start.
+        behind: u32,
+        /// By how much R10 is more than it has to be there.
+        moved: i32,
     },
     /// A direct jump that is not linked: its target, the jump to patch, and what it jumps to now.
     Branch { target: u64, mode: Mode, field: u32, stub: u32 },

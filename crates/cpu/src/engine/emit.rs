@@ -76,6 +76,8 @@ struct Miss {
     write: bool,
     /// It stands for a group.
     leader: bool,
+    /// Where the instruction goes on behind it.
+    behind: u32,
 }
 
 /// A block being emitted.
@@ -277,7 +279,7 @@ impl<'a> Emitter<'a> {
 
     /// On a TLB miss: the address to R10, that of the last byte to R11, and on to the search.
     fn miss(&mut self, stub: &Stub, access: Miss) {
-        let Miss { ea, size, write, leader } = access;
+        let Miss { ea, size, write, leader, behind } = access;
         let id = ExitId(self.exits.len() as u32);
         if ea.register != Reg::R10 || ea.displacement != 0 {
             self.cold.lea(Width::W64, Reg::R10, Mem::base(ea.register, ea.displacement));
@@ -288,7 +290,9 @@ impl<'a> Emitter<'a> {
         self.cold.store_imm(Width::W64, retry, stub.retry as i32);
         let planned = self.plan.get(stub.insn as usize);
         let leads = planned.is_some_and(|uses| uses.iter().any(|u| matches!(u, Use::Leader { .. })));
-        self.exit_for(stub.insn, ExitKind::Access { size, write, across, leads, decoded: DecodedId::NONE });
+        let moved = if ea.register == Reg::R10 { ea.displacement } else { 0 };
+        let decoded = DecodedId::NONE;
+        self.exit_for(stub.insn, ExitKind::Access { size, write, across, leads, decoded, behind, moved });
         self.cold.mov_imm(Reg::RCX, id.0 as u64);
         self.cold.jmp(self.thunks.search[self.mode.set()][write as usize]);
     }
@@ -457,7 +461,7 @@ impl<'a> Emitter<'a> {
         let tlb = self.table(Field::data(write));
         let (tags, addends) = (tlb + Field::TAG, tlb + Field::ADDEND);
         let reach = size as i32 - 1;
-        let miss = Miss { ea, size, write, leader };
+        let miss = Miss { ea, size, write, leader, behind: 0 };
         if let Some(value) = ea.constant {
             let slot = 8 * tlb_slot(value >> 12) as u32;
             self.asm.load(Width::W64, Reg::RCX, Mem::abs(tags + slot));
@@ -489,8 +493,10 @@ impl<'a> Emitter<'a> {
         self.asm.shrx(Reg::RCX, Reg::RCX, regs::BUDGET);
         let hit = self.asm.jrcxz();
         let from = self.asm.jmp_forward();
-        self.stubs.push(Stub { from, insn: self.insn, retry: self.retry, kind: StubKind::Access(miss) });
         self.asm.bind8(hit);
+        let behind = if self.two_checks { 0 } else { self.asm.here() };
+        let kind = StubKind::Access(Miss { behind, ..miss });
+        self.stubs.push(Stub { from, insn: self.insn, retry: self.retry, kind });
     }
 
     /// The linear address of the stack slot `offset` bytes from RSP.

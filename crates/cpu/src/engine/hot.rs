@@ -103,7 +103,7 @@ pub struct Hot {
     pub flags: u64,
     /// Which exit was taken (index into the exit table).
     pub exit: u64,
-    /// Host R10 and R11 at an exit: address and scratch of the site.
+    /// Host R10 and R11 at an exit, address and scratch of the site, and when it is gone back to.
     pub r10: u64,
     pub r11: u64,
     /// The interrupt, direction and alignment flags (0 or 1), and all that are neither these nor

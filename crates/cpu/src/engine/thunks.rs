@@ -52,6 +52,8 @@ pub fn emit(asm: &mut Asm, base: u32, avx: bool) -> Thunks {
         asm.load(Width::W64, host, field(Field::gpr(guest)));
     }
     asm.load(Width::W64, regs::BUDGET, field(Field::BUDGET));
+    asm.load(Width::W64, Reg::R10, field(Field::R10));
+    asm.load(Width::W64, Reg::R11, field(Field::R11));
     asm.jmp_mem(field(Field::TARGET));
 
     let exit = asm.here();

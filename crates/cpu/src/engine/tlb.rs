@@ -221,6 +221,23 @@ impl Tlb {
         self.sets[number].local_data |= !is_upper(virt);
     }
 
+    /// Has the next access at `virt` that does not look whether it may be made find `addend`. Those that
+    /// look find nothing. Returns the slot.
+    pub fn lend_addend(
+        &mut self,
+        arena: &Arena,
+        mode: Mode,
+        virt: GuestVirt,
+        write: bool,
+        addend: u64,
+    ) -> usize {
+        let slot = tlb_slot(virt.page());
+        let table = &mut hot(arena).sets[mode.set()].data[write as usize];
+        table.tag[slot] = empty_tag(slot);
+        table.addend[slot] = addend;
+        slot
+    }
+
     /// Caches which page stands behind a virtual page for execution.
     #[allow(clippy::too_many_arguments)]
     pub fn fill_code(

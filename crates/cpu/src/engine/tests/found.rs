@@ -303,3 +303,72 @@ fn translations_found_again_do_not_outlive_their_address_space() {
     assert_eq!(guest.run(), Exit::Halted);
     assert_eq!((guest.reg(gpr::R8), guest.reg(gpr::R9)), (10, 2));
 }
+
+/// Stores beside watched bytes are let through one by one: all that a run leaves is as without a watch,
+/// and it stops for each store to the watched bytes and for no other.
+#[test]
+fn stores_beside_watched_bytes_do_what_they_do_without_a_watch() {
+    const PAGE: u64 = DATA + 0x3000;
+    let guest = || {
+        let mut g = Guest::program(|a| {
+            let mut again = a.create_label();
+            let mut called = a.create_label();
+            let mut over = a.create_label();
+            a.mov(rsp, PAGE + 0xc00).unwrap();
+            a.mov(r10, PAGE + 0x100).unwrap();
+            a.mov(rdi, PAGE + 0x200).unwrap();
+            a.mov(ebx, 20).unwrap();
+            a.set_label(&mut again).unwrap();
+            a.mov(qword_ptr(r10 + 0x18), rbx).unwrap(); // the address's register is put aside for it
+            a.add(qword_ptr(r10), rbx).unwrap();
+            a.lock().xadd(qword_ptr(rdi), rbx).unwrap();
+            a.mov(rbx, qword_ptr(rdi)).unwrap();
+            a.mov(dword_ptr(rdi + 0x20), 7).unwrap(); // a group
+            a.mov(rax, qword_ptr(rdi + 0x20)).unwrap();
+            a.inc(byte_ptr(rdi + 0x2a)).unwrap();
+            a.push(rbx).unwrap();
+            a.push(qword_ptr(rdi)).unwrap();
+            a.call(called).unwrap();
+            a.pop(rcx).unwrap();
+            a.pop(rdx).unwrap();
+            a.movdqu(xmm1, xmmword_ptr(rdi)).unwrap();
+            a.movdqu(xmmword_ptr(rdi + 0x31), xmm1).unwrap();
+            a.mov(qword_ptr(r10 + rbx * 8 + 0x300), rbx).unwrap();
+            a.mov(qword_ptr(rdi + 0x1000 - 0x204), rbx).unwrap(); // the end of it lies on the next page
+            a.mov(rsi, qword_ptr(rdi + 0x1000 - 0x204)).unwrap();
+            a.sub(rbx, 0).unwrap();
+            a.mov(ebx, dword_ptr(rdi)).unwrap();
+            a.cmp(ebx, 0x4000).unwrap();
+            a.jb(again).unwrap();
+            a.jmp(over).unwrap();
+            a.set_label(&mut called).unwrap();
+            a.mov(qword_ptr(rsp + -0x40), rbp).unwrap();
+            a.ret().unwrap();
+            a.set_label(&mut over).unwrap();
+            a.hlt().unwrap();
+        });
+        assert!(g.board.ram.write_u64(GuestPhys(PAGE + 0x200), 1));
+        g
+    };
+    let mut plain = guest();
+    assert_eq!(plain.run(), Exit::Halted);
+    let page = |g: &Guest| [PAGE, PAGE + 0x1000].map(|at| *g.board.ram.page_bytes(at as usize >> 12));
+    // Nothing, the group's second store, the slot of the return address, a part of the vector.
+    for (offset, hits_in_a_turn) in [(0x800, 0), (0x22a, 1), (0xbe8, 1), (0x238, 1), (0xffe, 1)] {
+        let mut g = guest();
+        let watch = Watch { start: GuestPhys(PAGE + offset), bytes: 1, reads: false, writes: true };
+        g.cpu.set_watches(&mut g.board, vec![watch]);
+        let mut hits = 0;
+        while g.run() == Exit::Debugger {
+            let (first, last) = g.cpu.take_watch_hits().unwrap();
+            assert_eq!((first, first.phys), (last, watch.start));
+            hits += 1;
+        }
+        let turns = plain.board.ram.page_bytes(PAGE as usize >> 12)[0x22a];
+        assert_eq!(hits, hits_in_a_turn * u32::from(turns), "at {offset:#x}");
+        assert_eq!(g.cpu.state().gpr, plain.cpu.state().gpr, "at {offset:#x}");
+        assert_eq!(g.cpu.position(), plain.cpu.position());
+        assert!(page(&g) == page(&plain), "at {offset:#x}");
+    }
+    assert!(crate::marks::count(crate::marks::Mark::BesideWatched) > 0);
+}
