@@ -14,8 +14,16 @@ use machine::{MachineState, RestoreError};
 use recording::{Checkpoints, Error, StoredPage};
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::sync_channel;
 
 const FAN: usize = 256;
+/// How many pages a thread fetches at a time, how many make it worth while to have threads, and how many
+/// of those there are at most. A page takes several microseconds from the disk to where it is used,
+/// nearly all of it unpacking and checking.
+const FETCHED_AT_ONCE: usize = 16;
+const FETCHED_BY_THREADS: usize = 128;
+const FETCHERS_MAX: usize = 4;
 
 /// A page of RAM.
 #[derive(Clone)]
@@ -82,6 +90,40 @@ impl RamImage {
             Some(Page::Stored(checkpoints, page)) => checkpoints.load(*page, bytes)?,
         }
         Ok(())
+    }
+
+    /// Fetches pages, in no particular order, with as many threads as the host has processors for.
+    ///
+    /// # Errors
+    /// As [`RamImage::read`], perhaps after some of them.
+    fn fetch(&self, pages: &[usize], mut each: impl FnMut(usize, &[u8; PAGE_SIZE])) -> Result<(), Error> {
+        let groups: Vec<&[usize]> = pages.chunks(FETCHED_AT_ONCE).collect();
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let fetchers = if pages.len() < FETCHED_BY_THREADS { 1 } else { processors.min(FETCHERS_MAX) };
+        let next = AtomicUsize::new(0);
+        let fetch_some = || {
+            let group = *groups.get(next.fetch_add(1, Ordering::Relaxed))?;
+            let mut bytes = vec![[0; PAGE_SIZE]; group.len()];
+            let mut fetched = group.iter().zip(&mut bytes).map(|(page, bytes)| self.read(*page, bytes));
+            Some(fetched.try_for_each(|done| done).map(|()| (group, bytes)))
+        };
+        let mut put = |fetched: Result<(&[usize], Vec<[u8; PAGE_SIZE]>), Error>| {
+            let (group, bytes) = fetched?;
+            group.iter().zip(&bytes).for_each(|(page, bytes)| each(*page, bytes));
+            Ok(())
+        };
+        if fetchers == 1 {
+            return std::iter::from_fn(fetch_some).try_for_each(put);
+        }
+        std::thread::scope(|scope| {
+            let (sender, receiver) = sync_channel(2 * FETCHERS_MAX);
+            for _ in 0..fetchers {
+                let sender = sender.clone();
+                scope.spawn(move || while fetch_some().is_some_and(|some| sender.send(some).is_ok()) {});
+            }
+            drop(sender);
+            receiver.into_iter().try_for_each(&mut put)
+        })
     }
 
     /// Bytes of the pages in memory that `seen` does not know yet.
@@ -169,14 +211,10 @@ impl Keeper {
         pages.sort_unstable();
         pages.dedup();
         let ram = machine.board_mut().memory_mut();
-        let mut bytes = [0; PAGE_SIZE];
-        for &page in &pages {
-            if let Err(error) = capture.ram.read(page, &mut bytes) {
-                // What is known of the others must not be forgotten: they are not as in the base.
-                pages.iter().for_each(|page| ram.mark_dirty(*page));
-                return Err(error.into());
-            }
-            ram.write_page(page, 0, &bytes);
+        if let Err(error) = capture.ram.fetch(&pages, |page, bytes| ram.write_page(page, 0, bytes)) {
+            // What is known of the others must not be forgotten: they are not as in the base.
+            pages.iter().for_each(|page| ram.mark_dirty(*page));
+            return Err(error.into());
         }
         machine.take_changed_pages();
         self.base = capture.ram.clone();

@@ -11,19 +11,19 @@ use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
 /// The way from a checkpoint to any position behind it takes about this long at most...
-const WORK: Duration = Duration::from_millis(500);
+const WORK: Duration = Duration::from_millis(350);
 /// ... or this long, when much is written:
-const WORK_MAX: Duration = Duration::from_millis(1000);
-/// for each page written that much work has to have been done: about 25 times what the page costs
+const WORK_MAX: Duration = Duration::from_millis(750);
+/// for each page written that much work has to have been done: about 13 times what the page costs
 /// the thread that writes checkpoints.
-const WORK_PER_PAGE: Duration = Duration::from_micros(150);
+const WORK_PER_PAGE: Duration = Duration::from_micros(80);
 
 /// The distance between two checkpoints, or two state hashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Every {
     /// So many instructions, at least one.
     Instructions(u64),
-    /// Half a second of the host's work, up to twice that when much was written. Checkpoints and state
+    /// A third of a second of the host's work, up to twice that when much was written. Checkpoints and state
     /// hashes are then taken together: to learn which pages are written makes the guest miss once for
     /// each of them, and both need to know.
     Work,
@@ -84,9 +84,9 @@ mod tests {
     fn more_work_is_wanted_the_more_was_written_up_to_a_limit() {
         let since = Duration::from_secs(5);
         let due = |work: Duration, pages| Meter { since }.is_due_at(since + work, pages);
-        assert!(due(WORK, 0) && due(WORK, 3000));
+        assert!(due(WORK, 0) && due(WORK, 4000));
         assert!(!due(WORK - Duration::from_nanos(1), 0));
-        assert!(!due(WORK, 5000), "much was written");
+        assert!(!due(WORK, 8000), "much was written");
         assert!(due(WORK_MAX, usize::MAX), "much more");
         let mut meter = Meter { since };
         assert!(meter.is_due_at(since + WORK, 0));
