@@ -95,6 +95,8 @@ marks! {
     CrossingRead,
     /// A store let through to a page of which a debugger watches other bytes.
     BesideWatched,
+    /// One to an entry of a page table of which nothing is cached.
+    TableWrittenInVain,
     /// A store to a page of code or page tables.
     HookedStore,
     /// Translated code overwritten, and thrown away.

@@ -126,7 +126,8 @@ pub struct Case {
     pub items: Vec<Item>,
     /// Registers at the start.
     pub registers: Registers,
-    /// Some access is aimed at the code pages: the host then counts with their contents in place.
+    /// Some access may be to the code pages, one aimed there or one through a register that held an address
+    /// in them: the host then counts with their contents in place.
     pub reads_code: bool,
     /// Mapped pages; [`Case::assemble`] puts the program into the code pages among them.
     pages: Vec<Page>,

@@ -4,8 +4,9 @@
 //! or is RAM that stores may not reach unseen.
 //!
 //! Some accesses may be made just this once: stores to a page that a debugger watches, but beside the
-//! watched bytes, and reads of an operand on two pages, from a copy. Such an instruction goes on behind
-//! its check, with an addend that nothing else finds.
+//! watched bytes, or to a page table, but to an entry of which nothing is cached, and reads of an operand
+//! on two pages, from a copy. Such an instruction goes on behind its check, with an addend that nothing
+//! else finds.
 //!
 //! Where accesses share a check (see `groups`) there is a third case: each is fine by itself, but
 //! together they lie on two pages, or the addend put aside for them is no longer good. Then execution
@@ -123,7 +124,7 @@ impl Vcpu {
         let virt = GuestVirt(wanted.linear);
         let host = match (wanted.write, virt.page_offset() + wanted.size > PAGE_SIZE) {
             (false, true) if across == 0 => self.copy_of(bus, mode, wanted)?,
-            (true, false) => self.beside_watched(bus, mode, wanted)?,
+            (true, false) => self.unheard(bus, mode, wanted)?,
             _ => return None,
         };
         if self.groups_stale(block) {
@@ -162,9 +163,9 @@ impl Vcpu {
         Some(bounce[place..].as_ptr() as u64)
     }
 
-    /// The host address of what a store is to, on a watched page but of no watched byte.
-    fn beside_watched(&self, bus: &mut dyn Bus, mode: Mode, wanted: &Wanted) -> Option<u64> {
-        let watches = self.debugging.watch.as_ref()?;
+    /// The host address of what a store is to, on a page where some stores have to be heard of and this
+    /// one has not.
+    fn unheard(&mut self, bus: &mut dyn Bus, mode: Mode, wanted: &Wanted) -> Option<u64> {
         let virt = GuestVirt(wanted.linear);
         if mode.is64() && !paging::is_canonical(virt.0) {
             return None;
@@ -172,13 +173,30 @@ impl Vcpu {
         let state = &self.hot().state;
         let phys = walk::translate(state, bus.ram(), virt, Access::data(state, true)).ok()?.phys;
         let page = bus.ram().page_index(phys)?;
-        let hooks = bus.ram().marks(page).without(Marks::WATCHED);
-        if hooks.any(Marks::HOOKED) || watches.touched(phys, wanted.size, true).is_some() {
+        let marks = bus.ram().marks(page);
+        if !marks.any(Marks::HOOKED) || marks.any(Marks::CODE) {
             return None;
         }
-        mark!(BesideWatched);
+        if marks.any(Marks::WATCHED) {
+            let watches = self.debugging.watch.as_ref()?;
+            if watches.touched(phys, wanted.size, true).is_some() {
+                return None;
+            }
+            mark!(BesideWatched);
+        }
+        let offset = virt.page_offset();
+        if marks.any(Marks::TABLE) {
+            let word = offset & !7;
+            let old = &bus.ram().page_bytes(page)[word..word + 8];
+            let old = u64::from_le_bytes(old.try_into().expect("8 bytes"));
+            let whole = offset + wanted.size <= word + 8;
+            if !whole || !self.tlb.table_written_in_vain(page, offset, wanted.size, old) {
+                return None;
+            }
+            mark!(TableWrittenInVain);
+        }
         bus.ram().mark_dirty(page);
-        Some(bus.ram().host_page(page) as u64 + virt.page_offset() as u64)
+        Some(bus.ram().host_page(page) as u64 + offset as u64)
     }
 
     /// Fills the TLB for what a string instruction is about to access that has a thunk, which works only

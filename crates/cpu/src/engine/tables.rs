@@ -5,6 +5,9 @@
 //! another place, what came from it at the old one is dropped. Tables of other formats than IA-32e
 //! are *anywhere*: a change of one drops everything.
 //!
+//! Most stores concern nothing that is cached: what was not present is not, nor what no walk has come by.
+//! For the latter each table has a bit for each entry.
+//!
 //! Marked pages cost the guest a slow store, so marks go away again: after a few stores a table is
 //! retired, that is, what came from it is dropped and the mark removed. A table that proves to be
 //! in use is given more time at each return.
@@ -32,8 +35,8 @@ pub enum Written {
     Nothing,
     /// These addresses are.
     Range(Range),
-    /// The same, and the table's mark is to go.
-    Retire(Range),
+    /// All that came from the table is, and its mark is to go.
+    Retire(Vec<Range>),
     /// Any address may be.
     Unknown,
 }
@@ -71,17 +74,28 @@ pub struct Tables {
     places: Vec<u64>,
     /// By RAM page: number of the top table's page through which the table was found.
     roots: Vec<u32>,
+    /// By RAM page: a bit for each entry by which a walk came since it was last written.
+    used: Vec<[u64; 8]>,
     lives: HashMap<usize, Life>,
+}
+
+/// The bits of a table's entries from `first` to `last`, by word.
+fn bits(first: usize, last: usize) -> impl Iterator<Item = (usize, u64)> {
+    (first..=last).map(|entry| (entry / 64, 1 << (entry % 64)))
 }
 
 impl Tables {
     /// Notes that RAM page `page` holds a table which translates `virt`, `depth` levels below the
     /// top of the IA-32e hierarchy at `root`; `None` for other formats. The addresses to be dropped
     /// because it stood elsewhere are returned.
-    pub fn note(&mut self, page: usize, virt: u64, depth: Option<usize>, root: u64) -> Option<Range> {
+    pub fn note(&mut self, page: usize, virt: u64, depth: Option<usize>, root: u64) -> Vec<Range> {
         if page >= self.places.len() {
             self.places.resize((page + 1).next_power_of_two(), 0);
             self.roots.resize(self.places.len(), 0);
+            // Only what is written takes memory.
+            let mut used = vec![[0; 8]; self.places.len()];
+            used[..self.used.len()].copy_from_slice(&self.used);
+            self.used = used;
         }
         let root = u32::try_from(root >> 12).unwrap_or(MANY);
         let place = match depth {
@@ -93,25 +107,36 @@ impl Tables {
             _ => TABLE | ANYWHERE,
         };
         let known = self.places[page];
+        let before = if known == place || known == 0 { Vec::new() } else { self.whole(page) };
+        if known != place {
+            self.used[page] = [0; 8];
+        }
+        let entry = (virt >> (place & SHIFT) & 511) as usize;
+        self.used[page][entry / 64] |= 1 << (entry % 64);
         if known == place && self.roots[page] == root || known & ANYWHERE != 0 {
-            return None;
+            return Vec::new();
         }
         if known == place {
             self.roots[page] = MANY;
-            return None;
+            return Vec::new();
         }
-        let before = self.whole(page);
         self.places[page] = place;
         self.roots[page] = root;
         self.lives.entry(page).or_insert(Life { stores: 0, patience: PATIENCE }).stores = 0;
-        (known != 0).then_some(before)
+        before
     }
 
-    /// All that a table translates: for a top table, from the lower half of the address space on.
-    fn whole(&self, page: usize) -> Range {
+    /// All that a table translates: of a last one, that by which a walk came; of a top one, from the lower
+    /// half of the address space on.
+    fn whole(&self, page: usize) -> Vec<Range> {
         let place = self.places[page];
-        let pages = 1 << ((place & SHIFT).max(12) - 12 + 9);
-        self.range(page, place & !0xfff, pages)
+        let shift = place & SHIFT;
+        if shift != 12 {
+            return vec![self.range(page, place & !0xfff, 1 << (shift.max(12) - 12 + 9))];
+        }
+        let used = |entry: &usize| self.used[page][entry / 64] >> (entry % 64) & 1 != 0;
+        let one = |entry| self.range(page, (place & !0xfff) + ((entry as u64) << 12), 1);
+        (0..512).filter(used).map(one).collect()
     }
 
     fn range(&self, page: usize, virt: u64, pages: u64) -> Range {
@@ -141,16 +166,37 @@ impl Tables {
             if tired {
                 life.patience = (life.patience * 2).min(PATIENCE_MAX);
             }
-            let range = self.whole(page);
+            let ranges = self.whole(page);
             self.places[page] = 0;
-            return Written::Retire(range);
+            return Written::Retire(ranges);
         }
-        if !was_present {
+        let (first, last) = (offset >> 3, (offset + len.max(1) - 1) >> 3);
+        if !was_present || !self.is_used(page, first, last) {
             return Written::Nothing;
         }
-        let (first, last) = (offset as u64 >> 3, (offset + len.max(1) - 1) as u64 >> 3);
+        bits(first, last).for_each(|(word, bit)| self.used[page][word] &= !bit);
+        let (first, last) = (first as u64, last as u64);
         let virt = sign_extended(base + (first << shift));
         Written::Range(self.range(page, virt, (last - first + 1) * pages_each))
+    }
+
+    /// Whether anything cached may have come by one of these entries. What is cached of an address space
+    /// may be shown in another whose top table says the same there, and no walk comes by that one.
+    fn is_used(&self, page: usize, first: usize, last: usize) -> bool {
+        let used = &self.used[page];
+        self.places[page] & SHIFT == TOP_SHIFT || bits(first, last).any(|(word, bit)| used[word] & bit != 0)
+    }
+
+    /// Whether a store of `len` bytes at `offset` of a page means [`Written::Nothing`], and notes that it
+    /// is made if so.
+    pub fn written_in_vain(&mut self, page: usize, offset: usize, len: usize, was_present: bool) -> bool {
+        let place = self.places.get(page).copied().unwrap_or(0);
+        let may_be_cached = || was_present && self.is_used(page, offset >> 3, (offset + len - 1) >> 3);
+        if place == 0 || place & ANYWHERE != 0 || may_be_cached() {
+            return false;
+        }
+        let life = self.lives.get_mut(&page).filter(|life| life.stores + 1 < life.patience);
+        life.map(|life| life.stores += 1).is_some()
     }
 
     /// Forgets all tables, and says which pages they are.
@@ -174,7 +220,7 @@ mod tests {
     fn an_entry_says_which_addresses_it_concerns() {
         let mut tables = Tables::default();
         let virt = 0xffff_8881_2345_6000;
-        assert!((0..4).all(|depth| tables.note(depth, virt, Some(depth), 0).is_none()));
+        assert!((0..4).all(|depth| tables.note(depth, virt, Some(depth), 0).is_empty()));
         let index = |shift: u64| (virt >> shift & 511) as usize * 8;
         for (page, shift) in [(0, 39), (1, 30), (2, 21), (3, 12)] {
             let (virt, pages, top) = (virt & !0 << shift, 1 << (shift - 12), page == 0);
@@ -186,12 +232,27 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_that_no_walk_came_by_concerns_nothing() {
+        let mut tables = Tables::default();
+        tables.note(3, 0x5000, Some(3), 0);
+        tables.note(0, 0x5000, Some(0), 0);
+        assert!(tables.written_in_vain(3, 6 * 8, 8, true) && tables.written_in_vain(3, 5 * 8, 8, false));
+        assert!(!tables.written_in_vain(3, 5 * 8 + 4, 4, true), "a walk came by it");
+        assert!(!tables.written_in_vain(0, 6 * 8, 8, true), "a top table");
+        assert_eq!(tables.written(3, 6 * 8, 8, true), Written::Nothing);
+        assert!(matches!(tables.written(3, 5 * 8, 8, true), Written::Range(_)));
+        assert_eq!(tables.written(3, 5 * 8, 8, true), Written::Nothing, "no walk has come by it since");
+        let stores = (4..).take_while(|_| tables.written_in_vain(3, 6 * 8, 8, true)).last();
+        assert!(stores < Some(PATIENCE), "it is retired in time");
+    }
+
+    #[test]
     fn a_table_found_elsewhere_gives_up_what_it_translated() {
         let mut tables = Tables::default();
-        assert_eq!(tables.note(7, 0x1000, Some(3), 0x9000), None);
-        assert_eq!(tables.note(7, 0x1ff000, Some(3), 0x8000), None);
-        let old = Range { virt: 0, pages: 512, root: None, top: false };
-        assert_eq!(tables.note(7, 0x20_0000, Some(3), 0x8000), Some(old));
+        assert_eq!(tables.note(7, 0x1000, Some(3), 0x9000), []);
+        assert_eq!(tables.note(7, 0x1f_f000, Some(3), 0x8000), []);
+        let old = |virt| Range { virt, pages: 1, root: None, top: false };
+        assert_eq!(tables.note(7, 0x20_1000, Some(3), 0x8000), [old(0x1000), old(0x1f_f000)]);
         let entry = Range { virt: 0x20_1000, pages: 1, root: Some(0x8000), top: false };
         assert_eq!(tables.written(7, 8, 8, true), Written::Range(entry));
         tables.note(7, 0, None, 0);

@@ -30,6 +30,8 @@ use memory::{Disturbance, Marks, Ram};
 
 /// Index of the tables for writes in a mode set.
 const WRITE: usize = Kind::Write as usize;
+/// The present bits of an 8-byte entry, and of a 4-byte one in the word's upper half.
+const PRESENT: u64 = 1 | 1 << 32;
 /// Entries of one way of the tagged table of code pages, which has as many ways as spill tables.
 const CODE_ENTRIES: usize = 8192;
 /// Code pages of a program that are shown to emitted code again when its address space returns.
@@ -117,6 +119,9 @@ pub struct Tlb {
     writers: Writers,
     code: Box<[CodeEntry]>,
     epoch: u64,
+    /// The address space, by its top table, of whose lower half nothing is cached: a program ends with one
+    /// store after the other that takes large parts of it away.
+    empty_space: Option<u64>,
     /// How often translations were dropped, one or many.
     pub drops: u64,
     /// Data-TLB fills, for profiles.
@@ -141,6 +146,7 @@ impl Tlb {
             writers: Writers::default(),
             code: vec![CodeEntry::default(); SPILL_WAYS * CODE_ENTRIES].into_boxed_slice(),
             epoch: 0,
+            empty_space: None,
             drops: 0,
             fills: 0,
         };
@@ -218,7 +224,10 @@ impl Tlb {
             let way = &mut set.spill[write as usize][spill_way(generation)];
             way[spill_slot(address.page())] = SpillEntry { key: virt + generation, addend };
         }
-        self.sets[number].local_data |= !is_upper(virt);
+        if !is_upper(virt) {
+            self.empty_space = None;
+            self.sets[number].local_data = true;
+        }
     }
 
     /// Has the next access at `virt` that does not look whether it may be made find `addend`. Those that
@@ -253,6 +262,9 @@ impl Tlb {
         self.note_tables(arena, ram, virt, mapping);
         let set = mode.set();
         self.show_code(arena, set, virt.page(), phys.page(), id);
+        if !is_upper(virt.0) {
+            self.empty_space = None;
+        }
         if is_upper(virt.0) || set != 0 {
             let generation = self.spaces.generation(set, Kind::Code);
             let key = virt.page_base().0 + generation;
@@ -304,7 +316,7 @@ impl Tlb {
     }
 
     fn note_table(&mut self, arena: &Arena, ram: &mut Ram, page: usize, virt: u64, depth: Option<usize>) {
-        if let Some(range) = self.tables.note(page, virt, depth, self.spaces.current_root()) {
+        for range in self.tables.note(page, virt, depth, self.spaces.current_root()) {
             self.drop_range(arena, range);
         }
         if !ram.marks(page).any(Marks::TABLE) {
@@ -328,15 +340,20 @@ impl Tlb {
         }
     }
 
+    /// Whether a store of `len` bytes at `offset` of a marked page-table page, into the one word `old`,
+    /// concerns nothing that is cached, and notes that it is made if so.
+    pub fn table_written_in_vain(&mut self, page: usize, offset: usize, len: usize, old: u64) -> bool {
+        self.tables.written_in_vain(page, offset, len, old & PRESENT != 0)
+    }
+
     /// Acts on a store to a marked page-table page.
     pub fn table_written(&mut self, arena: &Arena, ram: &mut Ram, d: Disturbance) {
-        // Bit 32 is the present bit of a 4-byte entry in the word's upper half.
-        let was_present = d.old_word.is_none_or(|old| old & (1 | 1 << 32) != 0);
+        let was_present = d.old_word.is_none_or(|old| old & PRESENT != 0);
         match self.tables.written(d.page, d.offset as usize, d.len as usize, was_present) {
             Written::Nothing => {}
             Written::Range(range) => self.drop_range(arena, range),
-            Written::Retire(range) => {
-                self.drop_range(arena, range);
+            Written::Retire(ranges) => {
+                ranges.into_iter().for_each(|range| self.drop_range(arena, range));
                 ram.remove_marks(d.page, Marks::TABLE);
             }
             Written::Unknown => self.clear_all(arena, ram),
@@ -345,6 +362,9 @@ impl Tlb {
 
     /// Drops what is cached of a range, in every address space.
     fn drop_range(&mut self, arena: &Arena, range: Range) {
+        if range.is_low() && range.root.is_some() && range.root == self.empty_space {
+            return;
+        }
         self.drops += 1;
         if range.pages > LARGE_RANGE {
             self.drop_large(arena, range);
@@ -405,6 +425,7 @@ impl Tlb {
             self.wipe(arena, kind);
         }
         self.show_generations(arena);
+        self.empty_space = Some(root);
     }
 
     /// Empties the direct-mapped tables but for what all address spaces share: what the kernel's

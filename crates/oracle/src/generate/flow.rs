@@ -164,6 +164,8 @@ impl Generator<'_> {
         };
         self.items.last_mut().expect("just appended").link = Some(link);
         self.tracker.known[register] = None;
+        // By chance something may read there.
+        self.reads_code = true;
         register
     }
 
