@@ -270,6 +270,15 @@ pub const fn tlb_slot(page: u64) -> usize {
     page as usize % TLB_ENTRIES
 }
 
+/// By how many bits a page's number is shifted and folded into its slot of a spill table. The kernel knows
+/// a page by several addresses, which like to be the same in their low bits.
+pub const SPILL_FOLD: u8 = 14;
+
+/// The slot of a virtual page in a way of a spill table.
+pub const fn spill_slot(page: u64) -> usize {
+    (page ^ page >> SPILL_FOLD) as usize % SPILL_ENTRIES
+}
+
 /// The slot of a virtual page in the code-page table.
 pub const fn code_slot(page: u64) -> usize {
     page as usize % CODE_SLOTS

@@ -6,8 +6,14 @@
 //! still right. Dropping everything of a kind gives out new numbers; when they run out, the tables
 //! are wiped and numbering begins anew.
 //!
+//! A generation also says which way of a table its entries are in. Programs that take turns, and have
+//! the same addresses because one was forked from the other, would throw out each other's entries if
+//! they shared one, so a space gets a generation whose way none of those has that ran last.
+//!
 //! An address space is known by the physical address of its top page table. Whether the guest
 //! tags it with a PCID makes no difference.
+
+use super::hot::{SPILL_WAYS, spill_way};
 
 /// What is cached, and dropped, apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,11 +37,13 @@ struct Space {
     generation: [u64; 3],
     /// See [`Spaces::shown`].
     shown: Vec<u64>,
+    /// When it was last entered.
+    entered: u64,
 }
 
 impl Space {
     fn new(root: u64, generation: [u64; 3]) -> Self {
-        Self { root, generation, shown: Vec::new() }
+        Self { root, generation, shown: Vec::new(), entered: 0 }
     }
 }
 
@@ -48,13 +56,15 @@ pub struct Spaces {
     /// Generations of the kernel's own set, which serves all spaces.
     kernel: [u64; 3],
     last: [u64; 3],
+    /// How often a space was entered.
+    entries: u64,
 }
 
 impl Spaces {
     /// One space, of no page tables.
     pub fn new() -> Self {
         let nowhere = Space::new(NO_ROOT, [2; 3]);
-        Self { list: vec![nowhere], current: 0, oldest: 0, kernel: [1; 3], last: [2; 3] }
+        Self { list: vec![nowhere], current: 0, oldest: 0, kernel: [1; 3], last: [2; 3], entries: 0 }
     }
 
     /// The current space's.
@@ -93,6 +103,8 @@ impl Spaces {
                 self.oldest
             }
         };
+        self.entries += 1;
+        self.list[self.current].entered = self.entries;
         KINDS.into_iter().filter(|kind| self.number_current(*kind)).collect()
     }
 
@@ -115,19 +127,39 @@ impl Spaces {
     /// Numbers what has no number; true if all numbering began anew.
     fn number_current(&mut self, kind: Kind) -> bool {
         let k = kind as usize;
-        let wanted = (self.kernel[k] == 0) as u64 + (self.list[self.current].generation[k] == 0) as u64;
-        let wipe = self.last[k] + wanted > GENERATION_MAX;
+        if self.kernel[k] != 0 && self.list[self.current].generation[k] != 0 {
+            return false;
+        }
+        let wipe = self.last[k] + 1 + SPILL_WAYS as u64 > GENERATION_MAX;
         if wipe {
             self.list.iter_mut().for_each(|space| space.generation[k] = 0);
             (self.kernel[k], self.last[k]) = (0, 0);
         }
-        for number in [&mut self.kernel[k], &mut self.list[self.current].generation[k]] {
-            if *number == 0 {
-                self.last[k] += 1;
-                *number = self.last[k];
-            }
+        if self.kernel[k] == 0 {
+            self.last[k] += 1;
+            self.kernel[k] = self.last[k];
+        }
+        if self.list[self.current].generation[k] == 0 {
+            let taken = self.ways_taken(k);
+            let free = |number: &u64| !taken[spill_way(*number)];
+            self.last[k] = (self.last[k] + 1..).find(free).expect("one way is free");
+            self.list[self.current].generation[k] = self.last[k];
         }
         wipe
+    }
+
+    /// The ways of the spaces that were entered last, as many as leave one free.
+    fn ways_taken(&self, k: usize) -> [bool; SPILL_WAYS] {
+        let mut taken = [false; SPILL_WAYS];
+        let mut before = u64::MAX;
+        for _ in 1..SPILL_WAYS {
+            let numbered =
+                self.list.iter().filter(|space| space.generation[k] != 0 && space.entered < before);
+            let Some(latest) = numbered.max_by_key(|space| space.entered) else { break };
+            taken[spill_way(latest.generation[k])] = true;
+            before = latest.entered;
+        }
+        taken
     }
 }
 
@@ -149,6 +181,21 @@ mod tests {
         assert!(!spaces.renew(Kind::Read));
         assert_ne!(spaces.generation(2, Kind::Read), first);
         assert_ne!(spaces.generation(0, Kind::Read), kernel);
+    }
+
+    #[test]
+    fn programs_that_take_turns_have_ways_of_their_own() {
+        let mut spaces = Spaces::new();
+        for n in 1..1000_u64 {
+            spaces.enter((n % 3 + 1) << 12);
+            if n % 5 == 0 {
+                spaces.forget((n % 3 + 1) << 12);
+            }
+            let ways =
+                (1..=3_u64).filter_map(|root| spaces.generation_of(root << 12, Kind::Write)).map(spill_way);
+            let distinct: std::collections::HashSet<_> = ways.clone().collect();
+            assert_eq!(distinct.len(), ways.count(), "after {n}");
+        }
     }
 
     #[test]

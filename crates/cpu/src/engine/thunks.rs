@@ -7,7 +7,7 @@
 
 use super::asm::{Asm, Mem, Reg, Width};
 use super::fast_calls::{self, FastCalls};
-use super::hot::{Field, SETS, SPILL_ENTRIES, SPREAD, SPREAD_SHIFT, SpillEntry, TLB_ENTRIES};
+use super::hot::{Field, SETS, SPILL_ENTRIES, SPILL_FOLD, SPREAD, SPREAD_SHIFT, SpillEntry, TLB_ENTRIES};
 use super::regs;
 use super::strings::{self, StringThunks};
 use std::mem::offset_of;
@@ -121,6 +121,8 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
     let crossing = asm.jcc_forward(5);
     asm.mov(Width::W64, Reg::R11, Reg::R10);
     asm.bytes(&[0x49, 0xc1, 0xeb, 12]); // shr r11, 12
+    asm.mov(Width::W64, Reg::RAX, Reg::R10);
+    asm.bytes(&[0x48, 0xc1, 0xe8, 12 + SPILL_FOLD, 0x49, 0x31, 0xc3]); // shr rax, 12 + fold; xor r11, rax
     asm.bytes(&[0x41, 0x81, 0xe3]); // and r11d, entries - 1
     asm.bytes(&(SPILL_ENTRIES as u32 - 1).to_le_bytes());
     asm.bytes(&[0x41, 0xc1, 0xe3, size_of::<SpillEntry>().trailing_zeros() as u8]); // shl r11d, 4

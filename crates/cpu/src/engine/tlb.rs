@@ -19,8 +19,8 @@ use super::arena::Arena;
 use super::blocks::{Mode, PageId, empty_jump};
 use super::fast_calls::Family;
 use super::hot::{
-    CODE_SLOTS, DataTlb, Hot, ModeSet, SETS, SPILL_ENTRIES, SPILL_WAYS, SpillEntry, TLB_ENTRIES, code_slot,
-    empty_tag, spill_way, spill_way_offset, tlb_slot,
+    CODE_SLOTS, DataTlb, Hot, ModeSet, SETS, SPILL_WAYS, SpillEntry, TLB_ENTRIES, code_slot, empty_tag,
+    spill_slot, spill_way, spill_way_offset, tlb_slot,
 };
 use super::spaces::{KINDS, Kind, Spaces};
 use super::tables::{Range, Tables, Written};
@@ -597,10 +597,6 @@ fn upper_half(ram: &Ram, root: u64) -> Option<&[u8]> {
 
 fn code_entry(page: u64, way: usize) -> usize {
     way * CODE_ENTRIES + page as usize % CODE_ENTRIES
-}
-
-fn spill_slot(page: u64) -> usize {
-    page as usize % SPILL_ENTRIES
 }
 
 /// Drops a page from the tables of one kind, of the tagged one in these ways.
