@@ -15,7 +15,7 @@ use super::blocks::{DecodedId, ExitKind, Mode};
 use super::emit::Emitter;
 use super::hot::{Field, Hot};
 use super::regs::RCX_HOME;
-use super::thunks::restore_flags;
+use super::thunks::{put_flags_aside, restore_flags};
 use crate::marks::mark;
 use crate::system::{SYSRET_FLAGS, syscall_segments, sysret_segments};
 use x86::{Segment, SegmentIndex, flags, gpr};
@@ -172,9 +172,7 @@ impl Thunk<'_> {
     fn begin(&mut self) -> u32 {
         let start = self.asm.here();
         self.store(Width::W64, Field::EXIT, Reg::RCX);
-        self.store(Width::W64, Field::TEMPORARY_RAX, Reg::RAX);
-        self.asm.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
-        self.store(Width::W64, Field::SEARCHING, Reg::RAX);
+        put_flags_aside(self.asm, self.base);
         self.load(Width::W32, Reg::R11, Field::EFER);
         self.asm.bytes(&[0x41, 0xf6, 0xc3, 1]); // test r11b, SCE
         self.slow.push(self.asm.jcc_forward(4));

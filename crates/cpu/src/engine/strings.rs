@@ -16,7 +16,7 @@ use super::blocks::{DecodedId, ExitKind, Mode};
 use super::emit::Emitter;
 use super::hot::{Field, TLB_ENTRIES};
 use super::regs;
-use super::thunks::restore_flags;
+use super::thunks::{put_flags_aside, restore_flags};
 use crate::marks::mark;
 use base::PAGE_SIZE;
 use iced_x86::{Code, Instruction, OpKind, Register};
@@ -138,12 +138,9 @@ impl Thunk<'_> {
     fn emit(mut self, exit: u32, shape: Shape) -> u32 {
         let Shape { moves, repeated, log } = shape;
         let start = self.asm.here();
-        let (index, rax, saved) =
-            (self.field(Field::EXIT), self.field(Field::TEMPORARY_RAX), self.field(Field::SEARCHING));
+        let index = self.field(Field::EXIT);
         self.asm.store(Width::W64, index, Reg::RCX);
-        self.asm.store(Width::W64, rax, Reg::RAX);
-        self.asm.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
-        self.asm.store(Width::W64, saved, Reg::RAX);
+        put_flags_aside(self.asm, self.base);
         let direction = self.field(Field::DIRECTION);
         self.asm.load(Width::W32, Reg::RAX, direction);
         self.asm.bytes(&[0x85, 0xc0]); // test eax, eax
@@ -169,6 +166,7 @@ impl Thunk<'_> {
         if repeated {
             slow.push(self.count());
         }
+        let rax = self.field(Field::TEMPORARY_RAX);
         self.asm.load(Width::W64, Reg::RAX, rax);
         self.asm.op_load_add(Reg(7), destination);
         if moves {

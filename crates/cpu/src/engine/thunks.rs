@@ -114,9 +114,7 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
     let tlb = table + Field::data(write);
     let part = |offset: u32| Mem { base: None, index: Some((Reg::R11, 0)), disp: spill + offset as i32 };
 
-    asm.store(Width::W64, field(Field::TEMPORARY_RAX), Reg::RAX);
-    asm.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
-    asm.store(Width::W64, field(Field::SEARCHING), Reg::RAX);
+    put_flags_aside(asm, base);
     asm.bytes(&[0x4d, 0x31, 0xd3, 0x49, 0xc1, 0xeb, 12]); // xor r11, r10; shr r11, 12
     let crossing = asm.jcc_forward(5);
     asm.mov(Width::W64, Reg::R11, Reg::R10);
@@ -152,11 +150,8 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
 /// ECX, jumps to its block or leaves by the exit door.
 fn look_behind(asm: &mut Asm, base: u32, exit: u32, set: usize) -> u32 {
     let start = asm.here();
-    let field = |offset: u32| Mem::abs(base + offset);
     let table = base + Field::set(set) + Field::JUMP_BEHIND;
-    asm.store(Width::W64, field(Field::TEMPORARY_RAX), Reg::RAX);
-    asm.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
-    asm.store(Width::W64, field(Field::SEARCHING), Reg::RAX);
+    put_flags_aside(asm, base);
     asm.mov_imm(Reg::R11, SPREAD);
     asm.bytes(&[0x4d, 0x0f, 0xaf, 0xda]); // imul r11, r10
     asm.bytes(&[0x49, 0xc1, 0xeb, SPREAD_SHIFT, 0x49, 0xc1, 0xe3, 1]); // shr r11, SPREAD_SHIFT; shl r11, 1
@@ -170,6 +165,13 @@ fn look_behind(asm: &mut Asm, base: u32, exit: u32, set: usize) -> u32 {
     restore_flags(asm, base);
     asm.jmp(exit);
     start
+}
+
+/// Puts RAX and the status flags aside, the latter into AX too.
+pub fn put_flags_aside(asm: &mut Asm, base: u32) {
+    asm.store(Width::W64, Mem::abs(base + Field::TEMPORARY_RAX), Reg::RAX);
+    asm.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+    asm.store(Width::W64, Mem::abs(base + Field::SEARCHING), Reg::RAX);
 }
 
 /// Brings back the flags and RAX that a thunk has put aside.
