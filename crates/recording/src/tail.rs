@@ -1,7 +1,7 @@
 //! The tail: events that are on disk but not in a chunk yet.
 //!
 //! Chunks compress well and cost little only when they are large, but a killed recorder may lose
-//! at most a tenth of a second. So what a chunk will hold is first appended here, as it is, in
+//! at most a tenth of a second, and nothing of what was shown. So what a chunk will hold is first appended here, as it is, in
 //! small frames; once the chunk is written the tail starts over.
 //!
 //! ```text
