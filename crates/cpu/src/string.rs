@@ -17,7 +17,8 @@
 //!
 //! A run must not outlive what it was translated by. So it is refused (and single iterations, each
 //! with its own page walk, are done) where the destination page holds a page-table entry that either
-//! operand or the instruction itself was reached through, or the instruction's own bytes. Stopping
+//! operand or the instruction itself was reached through, or the instruction's own bytes. And as a single
+//! iteration may have changed those, the instruction is left after it, to be fetched again. Stopping
 //! at any iteration and starting again then gives the same result as not stopping, and a run can be
 //! cut anywhere.
 //!
@@ -256,20 +257,19 @@ fn iterate(core: &mut Core, op: &Op, max: u64) -> Result<StringOutcome, StringFa
     loop {
         core.elapsed = done;
         let wanted = if op.repeat == Repeat::No { 1 } else { op.count(core).min(max - done) };
-        let step = match run(core, op, wanted) {
-            Some(step) => step,
+        let (step, alone) = match run(core, op, wanted) {
+            Some(step) => (step, false),
             None => {
                 let horizon = core.bus.horizon();
                 let step =
                     single(core, op).map_err(|exception| StringFault { exception, iterations: done })?;
                 recheck |= op.touches_ports() || core.bus.horizon() != horizon;
-                step
+                (step, true)
             }
         };
         done += step.iterations;
         let finished = op.repeat == Repeat::No || op.count(core) == 0 || step.ended;
-        let due = recheck && core.bus.horizon().count() <= core.state.retired.saturating_add(done);
-        if finished || done >= max || due || core.data_hits != 0 {
+        if finished || done >= max || alone || core.data_hits != 0 {
             return Ok(StringOutcome { iterations: done, finished, recheck });
         }
     }

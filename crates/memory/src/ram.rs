@@ -279,14 +279,18 @@ impl Ram {
         self.write(at, &value.to_le_bytes())
     }
 
-    /// Sets `bits` in the little-endian 64-bit word at `at` (8-aligned) without noting a
-    /// disturbance: for a page walk that sets Accessed and Dirty bits, which changes no translation.
-    /// False when `at` is not RAM.
+    /// Sets `bits` in the little-endian 64-bit word at `at` (8-aligned): for a page walk that sets
+    /// Accessed and Dirty bits, which changes no translation. Only where code was made from the page a
+    /// disturbance is noted. False when `at` is not RAM.
     #[must_use]
     pub fn set_bits_quietly(&mut self, at: GuestPhys, bits: u64) -> bool {
         assert!(at.0.is_multiple_of(8));
         let (Some(page), Some(old)) = (self.page_index(at), self.read_u64(at)) else { return false };
         self.mark_dirty(page);
+        if self.marks[page].any(Marks::CODE) {
+            let offset = at.page_offset() as u16;
+            self.disturbances.push(Disturbance { page, offset, len: 8, old_word: Some(old) });
+        }
         // SAFETY: eight bytes inside a page of the mapping.
         unsafe {
             self.host_page(page).add(at.page_offset()).cast::<u64>().write_unaligned((old | bits).to_le())
@@ -398,6 +402,11 @@ impl Ram {
     #[inline]
     pub fn is_disturbed(&self) -> bool {
         !self.disturbances.is_empty()
+    }
+
+    /// The writes to disturbing pages since the last [`Self::take_disturbances`], oldest first.
+    pub fn disturbances(&self) -> &[Disturbance] {
+        &self.disturbances
     }
 
     /// The writes to disturbing pages since the last call, oldest first.

@@ -8,6 +8,9 @@
 //! on two pages, from a copy. Such an instruction goes on behind its check, with an addend that nothing
 //! else finds.
 //!
+//! A walk sets Accessed and Dirty bits. Should there be code where it does so, this very instruction or
+//! one behind it, Rust executes the instruction, as it was before the walk.
+//!
 //! Where accesses share a check (see `groups`) there is a third case: each is fine by itself, but
 //! together they lie on two pages, or the addend put aside for them is no longer good. Then execution
 //! goes on at the same instruction of the block's *twin*, a translation of the same instructions
@@ -56,7 +59,7 @@ impl Vcpu {
             && self.faults_before_access(bus, mode, id);
         if !crossing && !early {
             let allowed = |vcpu: &mut Self| vcpu.may_fill(block, k);
-            if self.fill(bus, mode, virt, write, allowed) {
+            if self.fill(bus, mode, virt, write, allowed) && !bus.ram().is_disturbed() {
                 if !self.groups_stale(block) {
                     return Next::Enter(self.blocks.get(block).host_of(k));
                 }
@@ -127,7 +130,7 @@ impl Vcpu {
             (true, false) => self.unheard(bus, mode, wanted)?,
             _ => return None,
         };
-        if self.groups_stale(block) {
+        if self.groups_stale(block) || bus.ram().is_disturbed() {
             return None;
         }
         let slot = self.tlb.lend_addend(&self.arena, mode, virt, wanted.write, host.wrapping_sub(virt.0));

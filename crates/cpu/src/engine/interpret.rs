@@ -17,7 +17,7 @@ use x86::cpuid::Level;
 use x86::{Exception, paging, vector};
 
 /// The longest instruction.
-const MAX_BYTES: usize = 15;
+pub(super) const MAX_BYTES: usize = 15;
 
 /// What one instruction did.
 pub(super) struct Done {
@@ -96,7 +96,7 @@ impl Vcpu {
         decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
     }
 
-    fn decode(&self, bytes: &[u8]) -> Instruction {
+    pub(super) fn decode(&self, bytes: &[u8]) -> Instruction {
         let mut decoder =
             Decoder::with_ip(self.state().code_bits(), bytes, self.state().rip, decoder_options());
         decode_next(&mut decoder, bytes)

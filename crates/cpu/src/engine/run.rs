@@ -5,7 +5,7 @@ use super::blocks::{BlockId, BlockKey, DecodedId, Exit as BlockExit, ExitId, Exi
 use super::classify::Class;
 use super::fast_calls;
 use super::hot::{Hot, JUMP_ENTRIES, JumpEntry, spread};
-use super::interpret::Faulted;
+use super::interpret::{Faulted, MAX_BYTES};
 use super::profile::{self, Work};
 use super::regs;
 use super::signals::{self, Running};
@@ -676,13 +676,14 @@ impl Vcpu {
         if kept != DecodedId::NONE {
             return Ok(self.blocks.decoded[kept.0 as usize]);
         }
-        let instr = self.fetch(bus)?;
-        let class = self.class_of(&instr);
-        let inside = {
-            let b = self.blocks.get(self.blocks.exits[id.0 as usize].block);
-            let start = b.virt_of(self.blocks.exits[id.0 as usize].insn) as usize % PAGE_SIZE;
-            start + instr.len() <= PAGE_SIZE
+        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
+        let instr = match self.before_disturbance(bus, block, insn) {
+            Some(instr) => instr,
+            None => self.fetch(bus)?,
         };
+        let class = self.class_of(&instr);
+        let start = self.blocks.get(block).virt_of(insn) as usize % PAGE_SIZE;
+        let inside = start + instr.len() <= PAGE_SIZE;
         // Only what lies in the block's own page is thrown away together with the block; outside
         // of a flat code segment RIP is not the address the instruction was decoded for.
         if inside && (mode.is64() || mode.has(Mode::FLAT[1])) {
@@ -694,6 +695,30 @@ impl Vcpu {
             }
         }
         Ok((instr, class))
+    }
+
+    /// An instruction as it was before its own page walks set Accessed and Dirty bits where code is.
+    fn before_disturbance(&self, bus: &mut dyn Bus, block: BlockId, k: u8) -> Option<Instruction> {
+        if !bus.ram().is_disturbed() {
+            return None;
+        }
+        let b = self.blocks.get(block);
+        let start = b.virt_of(k) as usize % PAGE_SIZE;
+        let ram = bus.ram();
+        let mut bytes = Vec::new();
+        for (page, from) in [(b.key.phys >> 12, start), (b.second_page.unwrap_or(0), 0)] {
+            if bytes.len() >= MAX_BYTES || !bytes.is_empty() && b.second_page.is_none() {
+                break;
+            }
+            let page = ram.page_index(GuestPhys(page << 12))?;
+            let mut whole = *ram.page_bytes(page);
+            for d in ram.disturbances().iter().rev().filter(|d| d.page == page) {
+                let word = d.offset as usize & !7;
+                whole[word..word + 8].copy_from_slice(&d.old_word?.to_le_bytes());
+            }
+            bytes.extend_from_slice(&whole[from..(from + MAX_BYTES - bytes.len()).min(PAGE_SIZE)]);
+        }
+        Some(self.decode(&bytes)).filter(|instr| !instr.is_invalid())
     }
 
     fn resume_after(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId, k: u8, retired: u64) -> Next {

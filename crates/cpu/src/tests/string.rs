@@ -5,9 +5,21 @@ use memory::Marks;
 const SRC: u64 = 0x5_0000;
 const DST: u64 = 0x6_0000;
 
+/// Executes an instruction again and again, as the loop does, until it is finished or something is due.
 fn run(m: &mut Machine, code: &[u8], max: u64) -> Result<StringOutcome, StringFault> {
     let instr = m.decode(code);
-    string(&mut m.core(), &instr, max)
+    let mut all = StringOutcome { iterations: 0, finished: false, recheck: false };
+    loop {
+        let done = string(&mut m.core(), &instr, max - all.iterations)
+            .map_err(|fault| StringFault { iterations: all.iterations + fault.iterations, ..fault })?;
+        m.state.retired += done.iterations;
+        all.iterations += done.iterations;
+        (all.finished, all.recheck) = (done.finished, all.recheck || done.recheck);
+        let due = all.recheck && m.bus.horizon <= m.state.retired;
+        if all.finished || all.iterations >= max || due {
+            return Ok(all);
+        }
+    }
 }
 
 fn pattern(m: &mut Machine, at: u64, len: usize) {

@@ -372,3 +372,85 @@ fn stores_beside_watched_bytes_do_what_they_do_without_a_watch() {
     }
     assert!(crate::marks::count(crate::marks::Mark::BesideWatched) > 0);
 }
+
+/// Runs it translated, from Rust, and stopping at every position: the same must come out.
+fn every_way(guest: impl Fn() -> Guest) -> Guest {
+    let mut runs = [(false, 1000), (true, 1000), (false, 1)].map(|(interpreted, step)| {
+        let mut g = guest();
+        g.cpu.set_interpret_all(interpreted);
+        let mut limit = step;
+        while g.run_to(limit) == Exit::Limit {
+            limit += step;
+            assert!(limit < 2000, "it does not halt");
+        }
+        g
+    });
+    let seen = |g: &Guest| {
+        let memory: Vec<_> = (0..g.board.ram.pages()).map(|page| *g.board.ram.page_bytes(page)).collect();
+        (g.cpu.state().gpr, g.cpu.state().rip, g.cpu.position(), g.cpu.state().rflags, memory)
+    };
+    assert!(seen(&runs[0]) == seen(&runs[1]), "from Rust");
+    assert!(seen(&runs[0]) == seen(&runs[2]), "step by step");
+    std::mem::replace(&mut runs[0], Guest::new(&[]))
+}
+
+#[test]
+fn a_repeat_that_maps_other_code_in_its_place_is_over() {
+    let g = every_way(|| {
+        let mut g = Guest::program(|a| {
+            a.rep().stosq().unwrap();
+            a.hlt().unwrap();
+        });
+        assert!(g.board.ram.write(GuestPhys(DATA), &[0x90, 0xf4]));
+        let s = g.cpu.state_mut();
+        s.gpr[gpr::RAX] = DATA | 3 | 1 << 5 | 1 << 6;
+        s.gpr[gpr::RCX] = 3;
+        s.gpr[gpr::RDI] = TABLES + 0x3000 + 8 * (CODE >> 12);
+        g
+    });
+    assert_eq!((g.reg(gpr::RCX), g.cpu.state().rip), (2, CODE + 2));
+}
+
+#[test]
+fn a_repeat_that_overwrites_itself_is_over() {
+    let g = every_way(|| {
+        let mut g = Guest::program(|a| {
+            a.rep().movsb().unwrap();
+            a.hlt().unwrap();
+        });
+        assert!(g.board.ram.write(GuestPhys(DATA), &[0xf4; 3]));
+        let s = g.cpu.state_mut();
+        s.gpr[gpr::RCX] = 3;
+        s.gpr[gpr::RSI] = DATA;
+        s.gpr[gpr::RDI] = CODE;
+        g
+    });
+    assert_eq!((g.reg(gpr::RCX), g.cpu.state().rip), (2, CODE + 1));
+}
+
+/// The second byte of ADD [RBX], AH is the lowest of the entry that leads to what it writes: its Dirty
+/// bit would make it one of three bytes.
+#[test]
+fn an_instruction_is_what_it_was_before_it_set_a_dirty_bit_in_itself() {
+    const TABLE: u64 = 0x9_1000;
+    let g = every_way(|| {
+        let mut g = Guest::new(&[]);
+        let present = 3 | 1 << 5;
+        let mut write = |at: u64, value: u64| assert!(g.board.ram.write_u64(GuestPhys(at), value));
+        write(TABLES + 0x2008, TABLE + present);
+        write(TABLE, DATA + present);
+        write(TABLE + 8, 0xf4c0); // ADD AL, AL and HLT
+        assert!(g.board.ram.write(GuestPhys(TABLE - 3), &[0x90, 0x90, 0x00]));
+        // What it writes lies beside code, so Rust executes it.
+        let mut a = CodeAssembler::new(64).unwrap();
+        a.jmp(TABLE - 3).unwrap();
+        assert!(g.board.ram.write(GuestPhys(DATA + 0x200), &a.assemble(DATA + 0x200).unwrap()));
+        let s = g.cpu.state_mut();
+        s.rip = DATA + 0x200;
+        s.gpr[gpr::RAX] = DATA + 0x100;
+        s.gpr[gpr::RBX] = 0x20_0000;
+        g
+    });
+    assert_eq!(g.cpu.state().rip, TABLE + 10);
+    assert_eq!(g.board.ram.read_u64(GuestPhys(TABLE)), Some(DATA | 3 | 1 << 5 | 1 << 6));
+}
