@@ -91,6 +91,8 @@ impl Vcpu {
             let left = (horizon - self.state().retired).min(self.stretch());
             self.horizon = self.state().retired + left;
             match self.block_at_rip(bus, mode, regs::MAX_BLOCK) {
+                // The walk has set Accessed bits where there is code, perhaps this.
+                Ok(Some(_)) if bus.ram().is_disturbed() => {}
                 Ok(Some(block)) => self.execute(bus, block),
                 Ok(None) => self.step(bus),
                 Err(exception) => self.raise(bus, exception),
@@ -546,6 +548,7 @@ impl Vcpu {
         let mut limit = regs::MAX_BLOCK;
         loop {
             match self.block_at_rip(bus, mode, limit) {
+                Ok(Some(_)) if bus.ram().is_disturbed() => return None,
                 Ok(Some(block)) if self.blocks.get(block).count as u64 <= left => {
                     return Some((block, limit == regs::MAX_BLOCK));
                 }
