@@ -199,11 +199,13 @@ impl Travel {
         all
     }
 
-    /// Goes to a position, or to the end when it lies beyond.
+    /// Goes to a position, or to the end when it lies beyond. Forgets what the last run was to stop for:
+    /// on the way there may be millions of it.
     ///
     /// # Errors
     /// When the recording is damaged or the replay differs from it.
     pub fn seek(&mut self, to: Position) -> Result<(), ReplayError> {
+        self.set(&Until::default(), false);
         let to = to.min(self.end());
         let here = self.position();
         let passed_event = self.session.machine().processor().event_delivered_here();
@@ -456,7 +458,7 @@ impl Travel {
                     return Ok(Pause::Interrupted);
                 }
                 Ok(Some((at, hit))) if at >= floor => {
-                    self.stand_before(at, hit)?;
+                    self.stand_before(at, hit, until)?;
                     return Ok(Pause::Hit(hit));
                 }
                 Ok(_) => upper = from,
@@ -497,9 +499,10 @@ impl Travel {
     }
 
     /// Stands where a hit was met: before the access, or at the breakpoint.
-    fn stand_before(&mut self, at: Position, hit: Hit) -> Result<(), ReplayError> {
+    fn stand_before(&mut self, at: Position, hit: Hit, until: &Until) -> Result<(), ReplayError> {
         self.seek(at)?;
         let Hit::Breakpoint(address) = hit else { return Ok(()) };
+        self.set(until, true);
         let at_address = |this: &Self| this.session.machine().processor().linear_rip() == address;
         // The handler's first instruction, at the position of what it handles.
         let mut hits = 0;
