@@ -12,7 +12,8 @@
 //! one behind it, Rust executes the instruction, as it was before the walk.
 //!
 //! Where accesses share a check (see `groups`) there is a third case: each is fine by itself, but
-//! together they lie on two pages, or the addend put aside for them is no longer good. Then execution
+//! together they lie on two pages, or on one that not all of them may go to unseen, or the addend put aside
+//! for them is no longer good. Then execution
 //! goes on at the same instruction of the block's *twin*, a translation of the same instructions
 //! without shared checks. The two count alike, so one can be left for the other anywhere.
 
@@ -70,15 +71,23 @@ impl Vcpu {
                 return Next::Loop;
             }
         }
-        if !early && let Some(next) = self.admit_once(bus, mode, id, &wanted) {
+        let disturbed = bus.ram().is_disturbed();
+        if !leader
+            && !early
+            && let Some(next) = self.admit_once(bus, mode, id, &wanted)
+        {
             return next;
         }
-        if leader && crossing {
-            mark!(GroupCrossing);
-            if let Some(twin) = self.twin(bus, block) {
+        // What holds for the leader need not hold for the others.
+        if leader
+            && !disturbed
+            && let Some(twin) = self.twin(bus, block)
+        {
+            if crossing {
+                mark!(GroupCrossing);
                 self.blocks.link_across(&mut self.arena, id, twin);
-                return Next::Enter(self.blocks.get(twin).host_of(k));
             }
+            return Next::Enter(self.blocks.get(twin).host_of(k));
         }
         self.arrive_at(block, k);
         self.interpret_in_block(bus, mode, id)
@@ -123,10 +132,10 @@ impl Vcpu {
     /// Has an access that is not to get into the TLB made once, if nobody need hear of it.
     fn admit_once(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId, wanted: &Wanted) -> Option<Next> {
         let BlockExit { block, kind, .. } = self.blocks.exits[id.0 as usize];
-        let ExitKind::Access { behind: behind @ 1.., moved, across, .. } = kind else { return None };
+        let ExitKind::Access { behind: behind @ 1.., moved, .. } = kind else { return None };
         let virt = GuestVirt(wanted.linear);
         let host = match (wanted.write, virt.page_offset() + wanted.size > PAGE_SIZE) {
-            (false, true) if across == 0 => self.copy_of(bus, mode, wanted)?,
+            (false, true) => self.copy_of(bus, mode, wanted)?,
             (true, false) => self.unheard(bus, mode, wanted)?,
             _ => return None,
         };

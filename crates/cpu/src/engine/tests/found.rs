@@ -454,3 +454,29 @@ fn an_instruction_is_what_it_was_before_it_set_a_dirty_bit_in_itself() {
     assert_eq!(g.cpu.state().rip, TABLE + 10);
     assert_eq!(g.board.ram.read_u64(GuestPhys(TABLE)), Some(DATA | 3 | 1 << 5 | 1 << 6));
 }
+
+#[test]
+fn a_store_to_an_entry_that_nothing_came_by_is_an_ordinary_one_and_the_next_is_heard() {
+    const PAGE: u64 = 0x4_0000;
+    let g = every_way(|| {
+        let mut g = Guest::program(|a| {
+            a.mov(qword_ptr(rdi), rax).unwrap();
+            a.mov(rsi, qword_ptr(rbx)).unwrap();
+            a.mov(qword_ptr(rdi), rdx).unwrap();
+            a.mov(rbp, qword_ptr(rbx)).unwrap();
+            a.hlt().unwrap();
+        });
+        let present = 3 | 1 << 5 | 1 << 6;
+        assert!(
+            g.board.ram.write_u64(GuestPhys(DATA), 1) && g.board.ram.write_u64(GuestPhys(DATA + 0x1000), 2)
+        );
+        let s = g.cpu.state_mut();
+        s.gpr[gpr::RDI] = TABLES + 0x3000 + 8 * (PAGE >> 12);
+        s.gpr[gpr::RBX] = PAGE;
+        s.gpr[gpr::RAX] = DATA | present;
+        s.gpr[gpr::RDX] = DATA + 0x1000 | present;
+        g
+    });
+    assert_eq!((g.reg(gpr::RSI), g.reg(gpr::RBP)), (1, 2));
+    assert!(crate::marks::count(crate::marks::Mark::TableWrittenInVain) > 0);
+}
