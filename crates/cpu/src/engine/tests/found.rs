@@ -474,7 +474,7 @@ fn a_store_to_an_entry_that_nothing_came_by_is_an_ordinary_one_and_the_next_is_h
         s.gpr[gpr::RDI] = TABLES + 0x3000 + 8 * (PAGE >> 12);
         s.gpr[gpr::RBX] = PAGE;
         s.gpr[gpr::RAX] = DATA | present;
-        s.gpr[gpr::RDX] = DATA + 0x1000 | present;
+        s.gpr[gpr::RDX] = (DATA + 0x1000) | present;
         g
     });
     assert_eq!((g.reg(gpr::RSI), g.reg(gpr::RBP)), (1, 2));
