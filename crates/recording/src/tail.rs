@@ -1,8 +1,8 @@
 //! The tail: events that are on disk but not in a chunk yet.
 //!
 //! Chunks compress well and cost little only when they are large, but a killed recorder may lose
-//! at most a tenth of a second, and nothing of what was shown. So what a chunk will hold is first appended here, as it is, in
-//! small frames; once the chunk is written the tail starts over.
+//! at most a tenth of a second, and nothing of what was shown. So what a chunk will hold is first
+//! appended here, as it is, in small frames; once the chunk is written the tail starts over.
 //!
 //! ```text
 //! events.tail = head sequence:u64 previous[16] crc32:u32 frame*
