@@ -52,7 +52,7 @@ impl Cache {
             .map_err(GuestError::at(&path))?;
         flock(&file, FlockOperation::LockExclusive)
             .map_err(|errno| GuestError::Io { path, source: errno.into() })?;
-        let guard = Guard { cache: self, _lock: file };
+        let guard = Guard { cache: self, lock: file };
         guard.clear_scratch();
         Ok(guard)
     }
@@ -62,7 +62,15 @@ impl Cache {
 #[derive(Debug)]
 pub(crate) struct Guard<'a> {
     cache: &'a Cache,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        // Closing the file would not do at once: a child process that is just being started holds a
+        // copy of the descriptor until it executes its program.
+        let _ = flock(&self.lock, FlockOperation::Unlock);
+    }
 }
 
 impl Guard<'_> {

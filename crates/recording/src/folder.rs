@@ -43,7 +43,13 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
 /// The right to change a folder's checkpoints, or proof that a recorder is alive. Given back when
 /// dropped, and by the kernel when the process ends in any way.
 pub(crate) struct Lock {
-    _held: File,
+    held: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        unlock(&self.held);
+    }
 }
 
 impl Lock {
@@ -59,7 +65,7 @@ impl Lock {
     /// Takes the lock of a file or folder; `None` when it is taken.
     pub(crate) fn try_on(path: &Path) -> io::Result<Option<Self>> {
         let file = File::open(path)?;
-        Ok(try_lock(&file)?.then_some(Lock { _held: file }))
+        Ok(try_lock(&file)?.then_some(Lock { held: file }))
     }
 }
 
@@ -72,4 +78,12 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     }
     let error = io::Error::last_os_error();
     if error.kind() == io::ErrorKind::WouldBlock { Ok(false) } else { Err(error) }
+}
+
+/// Gives a lock back. Closing the file would not do at once: a child process that is just being started
+/// holds a copy of the descriptor until it executes its program.
+#[allow(unsafe_code)]
+pub(crate) fn unlock(file: &File) {
+    // SAFETY: flock on a descriptor we own touches no memory.
+    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }

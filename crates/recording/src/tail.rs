@@ -32,6 +32,12 @@ pub(crate) struct TailWriter {
     crc: u32,
 }
 
+impl Drop for TailWriter {
+    fn drop(&mut self) {
+        crate::folder::unlock(&self.file);
+    }
+}
+
 impl TailWriter {
     pub(crate) fn create(path: &Path, id: RecordingId) -> io::Result<Self> {
         let file = File::options().write(true).create_new(true).open(path)?;
