@@ -145,6 +145,11 @@ fn pair(place: &Place, folder: &Path, mix: Mix, cpus: u32, dice: &mut Dice) -> R
         words.extend(["--clock", if matches!(mix, Mix::Curl | Mix::Iperf) { "host" } else { clock }]);
     }
     let root = place.root.as_ref().map(|root| root.display().to_string()).unwrap_or_default();
+    let entered = mix.needs_root() && mix != Mix::Systemd && dice.under(4) != 0;
+    if entered {
+        fs::write(folder.join("empty"), [0; 4096]).map_err(|error| format!("an empty disk: {error}"))?;
+        words.extend(["--disk", "empty"]);
+    }
     if mix.needs_root() {
         words.extend(["--disk", &root]);
     }
@@ -153,7 +158,10 @@ fn pair(place: &Place, folder: &Path, mix: Mix, cpus: u32, dice: &mut Dice) -> R
     if matches!(mix, Mix::Curl | Mix::Iperf) {
         words.extend(["--net", "user", "--forward", &forward]);
     }
-    let job = mix.job(dice);
+    let mut job = mix.job(dice);
+    if entered {
+        job = inside_of_root(&job);
+    }
     let shown = match mix {
         Mix::Session => session(place, folder, &words, dice)?,
         Mix::Curl | Mix::Iperf => {
@@ -168,6 +176,16 @@ fn pair(place: &Place, folder: &Path, mix: Mix, cpus: u32, dice: &mut Dice) -> R
         }
     };
     replayed_the_same(place, folder, &shown, dice)
+}
+
+/// The job for a small guest that has the root image as its second disk: that takes a third of the time
+/// of booting it with systemd.
+fn inside_of_root(job: &str) -> String {
+    format!(
+        "mkdir -p /mnt && mount /dev/vdb /mnt && mount -t proc proc /mnt/proc && mount -t sysfs sysfs /mnt/sys && \
+         mount -o bind /dev /mnt/dev && mkdir -p /mnt/dev/shm && mount -t tmpfs shm /mnt/dev/shm && \
+         mount -t tmpfs tmp /mnt/tmp || exit 9\ncat >/mnt/tmp/job <<'END'\n{job}\nEND\nchroot /mnt sh /tmp/job"
+    )
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
