@@ -106,9 +106,16 @@ impl Asm {
         }
     }
 
-    fn modrm_mem(&mut self, reg: u8, mem: &Mem) {
+    /// `trailing` bytes of the instruction follow.
+    fn modrm_mem(&mut self, reg: u8, mem: &Mem, trailing: u32) {
         let reg = (reg & 7) << 3;
         match (mem.base, mem.index) {
+            (None, None) => {
+                // Relative to the next instruction: a byte shorter than an absolute address.
+                self.code.push(reg | 5);
+                let next = self.here() + 4 + trailing;
+                self.imm32((mem.disp as u32).wrapping_sub(next) as i32);
+            }
             (None, index) => {
                 // SIB without base: disp32.
                 self.code.push(reg | 4);
@@ -141,12 +148,17 @@ impl Asm {
     }
 
     fn op_mem(&mut self, width: Width, opcode: &[u8], reg: u8, mem: Mem) {
+        self.op_mem_before(width, opcode, reg, mem, 0);
+    }
+
+    /// The same, `trailing` bytes before the instruction's end.
+    fn op_mem_before(&mut self, width: Width, opcode: &[u8], reg: u8, mem: Mem, trailing: u32) {
         if width == Width::W16 {
             self.code.push(0x66);
         }
         self.rex(width == Width::W64, reg, &mem);
         self.bytes(opcode);
-        self.modrm_mem(reg, &mem);
+        self.modrm_mem(reg, &mem, trailing);
     }
 
     fn op_reg(&mut self, wide: bool, opcode: &[u8], reg: u8, rm: u8) {
@@ -172,7 +184,7 @@ impl Asm {
     }
     /// `mov [mem], imm32` (sign-extended for 64 bits).
     pub fn store_imm(&mut self, width: Width, mem: Mem, value: i32) {
-        self.op_mem(width, &[0xc7], 0, mem);
+        self.op_mem_before(width, &[0xc7], 0, mem, if width == Width::W16 { 2 } else { 4 });
         match width {
             Width::W16 => self.bytes(&(value as i16).to_le_bytes()),
             _ => self.imm32(value),
@@ -180,7 +192,7 @@ impl Asm {
     }
     /// `mov byte [mem], value`.
     pub fn store_imm8(&mut self, mem: Mem, value: u8) {
-        self.op_mem(Width::W32, &[0xc6], 0, mem);
+        self.op_mem_before(Width::W32, &[0xc6], 0, mem, 1);
         self.bytes(&[value]);
     }
     /// `mov dst, src`.
@@ -269,6 +281,12 @@ impl Asm {
         let distance = i8::try_from(distance).expect("jrcxz target is near");
         self.bytes(&[0xe3, distance as u8]);
     }
+    /// `jmp` back to an address at most 126 bytes before.
+    pub fn jmp_back(&mut self, target: u32) {
+        let distance = target as i64 - (self.here() as i64 + 2);
+        let distance = i8::try_from(distance).expect("jump target is near");
+        self.bytes(&[0xeb, distance as u8]);
+    }
     /// Resolves a short jump to here.
     pub fn bind8(&mut self, fixup: Fixup8) {
         let distance = self.code.len() - (fixup.0 + 1);
@@ -329,11 +347,11 @@ impl Asm {
         if avx {
             let opcode = if store { 0x7f } else { 0x6f };
             self.bytes(&[0xc5, (!r >> 3 & 1) << 7 | 0x7e, opcode]);
-            self.modrm_mem(r, &mem);
+            self.modrm_mem(r, &mem, 0);
         } else {
             self.rex(false, r, &mem);
             self.bytes(&[0x0f, if store { 0x11 } else { 0x10 }]);
-            self.modrm_mem(r, &mem);
+            self.modrm_mem(r, &mem, 0);
         }
     }
 }
@@ -378,5 +396,9 @@ mod tests {
         assert_eq!(text(|a| a.jmp(0x1000_0000)), "jmp 0000000010000000h");
         assert_eq!(text(|a| a.op_0f_mem(0xae, 2, Mem::abs(64))), "ldmxcsr [40h]");
         assert_eq!(text(|a| a.store_imm(W16, Mem::base(Reg(5), 0), -1)), "mov word ptr [rbp],0FFFFh");
+        assert_eq!(text(|a| a.store_imm(W16, Mem::abs(64), 1)), "mov word ptr [40h],1");
+        assert_eq!(text(|a| a.store_imm(W64, Mem::abs(64), 1)), "mov qword ptr [40h],1");
+        assert_eq!(text(|a| a.store_imm8(Mem::abs(64), 1)), "mov byte ptr [40h],1");
+        assert_eq!(text(|a| a.jmp_back(a.origin)), "jmp short 0000000010000000h");
     }
 }

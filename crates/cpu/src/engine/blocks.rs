@@ -127,6 +127,9 @@ impl DecodedId {
 /// The part of the code cache that is for what runs seldom: so many of so many shares.
 const COLD_SHARE: (u32, u32) = (6, 16);
 
+/// Bytes of the jump before a block's checked entry, which is where lines of the host's cache begin.
+const OUT: u32 = 5;
+
 /// The exit index that stands for a host fault.
 pub const HOST_FAULT: u32 = u32::MAX;
 
@@ -220,10 +223,9 @@ pub enum ExitKind {
     FastCall,
     /// The instruction is executed by Rust.
     Interpret { decoded: DecodedId },
-    /// The budget does not cover the block.
-    Expired,
-    /// The block's virtual page is not known to hold its page any more.
-    PageCheck,
+    /// The block was not begun: its virtual page is not known to hold its page any more, or the budget,
+    /// which then is overdrawn, does not cover it.
+    Head,
 }
 
 /// One place where translated code returns to Rust.
@@ -320,7 +322,7 @@ impl Blocks {
     /// Adds a block whose code has been written at [`Self::next_addresses`].
     pub fn add(&mut self, block: Block) -> BlockId {
         let id = self.next_id();
-        self.next = (block.end + 15) & !15;
+        self.next = ((block.end + OUT + 15) & !15) - OUT;
         self.next_cold = block.cold_end;
         for number in [Some(block.key.phys >> 12), block.second_page].into_iter().flatten() {
             let page = self.pages.entry(number).or_insert_with(|| CodePage { lines: 0, blocks: Vec::new() });

@@ -1,14 +1,14 @@
 //! Emission of one block: the pieces that every instruction's translation is made of.
 //!
 //! ```text
+//!   out:      jmp  -> Head exit
 //!   checked:  mov ecx, [code slot of my page]      is my page still behind this address?
 //!             lea ecx, [rcx - my page id]
 //!             jrcxz entry
-//!             jmp  -> PageCheck exit
-//!   expired:  jmp  -> Expired exit
+//!             jmp out
 //!   entry:    lea r15, [r15 - 64 n]                count
 //!             shrx rcx, r15, r15
-//!             jrcxz expired
+//!             jrcxz out
 //!             …instructions…
 //! ```
 //!
@@ -22,16 +22,16 @@
 //!
 //! ```text
 //!   lea   r10, [address]                           unless it is a register and a displacement
-//!   rorx  r11, r10, 12 ; movzx r11d, r11b          slot
+//!   shrx  r11, r10, r15 ; movzx r11d, r11b         slot (r15's low bits are 12)
 //!   mov   rcx, [tags + r11*8]                      minus the page's address
 //!   lea   rcx, [rcx + r10 + size-1]                offset of the last byte, if it is that page
-//!   shrx  rcx, rcx, r15                            (r15's low bits are 12)
+//!   shrx  rcx, rcx, r15
 //!   jrcxz hit ; jmp -> Access exit                 retried from the instruction's start
 //!   hit: mov r11, [addends + r11*8]
 //!   op    [r10 + r11]
 //! ```
 
-use super::asm::{Asm, Fixup8, Fixup32, Mem, Reg, Width};
+use super::asm::{Asm, Fixup32, Mem, Reg, Width};
 use super::blocks::{BlockId, DecodedId, Exit, ExitId, ExitKind, Mode};
 use super::groups::{Plan, Use};
 use super::hot::{Field, code_slot, tlb_slot};
@@ -41,13 +41,43 @@ use super::translate::Place;
 use crate::marks::mark;
 use iced_x86::{Instruction, Register};
 
-/// A guest linear address in a host register plus a displacement.
+/// A guest linear address: what a host register holds, if there is one, plus a displacement.
 #[derive(Clone, Copy, Debug)]
 pub struct Ea {
-    pub register: Reg,
+    pub register: Option<Reg>,
     pub displacement: i32,
-    /// Known at translation time.
+    /// Their sum, where it is known at translation time.
     pub constant: Option<u64>,
+}
+
+impl Ea {
+    /// What `register` holds, plus a displacement.
+    pub fn at(register: Reg, displacement: i32) -> Self {
+        Self { register: Some(register), displacement, constant: None }
+    }
+
+    /// The operand `more` bytes from there, plus what `index` holds.
+    fn plus(self, index: Reg, more: i32) -> Mem {
+        let displacement = self.displacement + more;
+        match self.register {
+            Some(register) => Mem::base_index(register, index, displacement),
+            None => Mem::base(index, displacement),
+        }
+    }
+
+    /// Puts it into `register`.
+    pub fn load(self, asm: &mut Asm, register: Reg) {
+        match (self.register, self.constant) {
+            (None, value) => asm.mov_imm(register, value.unwrap_or(self.displacement as i64 as u64)),
+            (Some(from), _) if from == register && self.displacement == 0 => {}
+            (Some(from), _) => asm.lea(Width::W64, register, Mem::base(from, self.displacement)),
+        }
+    }
+}
+
+/// A displacement that leaves room for the size that a check adds.
+fn roomy(value: i64) -> Option<i32> {
+    i32::try_from(value).ok().filter(|displacement| *displacement < i32::MAX - 4096)
 }
 
 struct Stub {
@@ -149,40 +179,30 @@ impl<'a> Emitter<'a> {
     ///
     /// `second_id` is the identity of the next page, for the instruction that reaches into it.
     pub fn head(&mut self, virt: u64, page_id: u32, second_id: Option<u32>, count: u8) -> (u32, u32) {
+        let out = self.asm.here();
+        self.jump_out(ExitKind::Head);
         let checked = self.asm.here();
-        let matches = self.page_check(virt >> 12, page_id);
+        self.page_check(virt >> 12, page_id, out);
+        let entry = self.asm.here();
         if let Some(second) = second_id {
             mark!(TwoPages);
-            self.asm.bind8(matches);
-            let entry = self.asm.here();
-            let matches = self.page_check((virt >> 12).wrapping_add(1), second);
-            self.count(matches, count);
-            return (checked, entry);
+            self.page_check((virt >> 12).wrapping_add(1), second, out);
         }
-        let entry = self.count(matches, count);
+        let cost = count as i32 * regs::UNIT as i32;
+        self.asm.lea(Width::W64, regs::BUDGET, Mem::base(regs::BUDGET, -cost));
+        self.asm.shrx(Reg::RCX, regs::BUDGET, regs::BUDGET);
+        self.asm.jrcxz_back(out);
         (checked, entry)
     }
 
-    fn page_check(&mut self, virt_page: u64, id: u32) -> Fixup8 {
+    /// Goes on behind if the page is known to be there.
+    fn page_check(&mut self, virt_page: u64, id: u32, out: u32) {
         let slot = self.table(Field::CODE_PAGE) + 4 * code_slot(virt_page) as u32;
         self.asm.load(Width::W32, Reg::RCX, Mem::abs(slot));
         self.asm.lea(Width::W32, Reg::RCX, Mem::base(Reg::RCX, -(id as i32)));
         let matches = self.asm.jrcxz();
-        self.jump_out(ExitKind::PageCheck);
-        matches
-    }
-
-    /// Counts the block's instructions at its entry, whose address is returned.
-    fn count(&mut self, matches: Fixup8, count: u8) -> u32 {
-        let expired = self.asm.here();
-        self.jump_out(ExitKind::Expired);
+        self.asm.jmp_back(out);
         self.asm.bind8(matches);
-        let entry = self.asm.here();
-        let cost = count as i32 * regs::UNIT as i32;
-        self.asm.lea(Width::W64, regs::BUDGET, Mem::base(regs::BUDGET, -cost));
-        self.asm.shrx(Reg::RCX, regs::BUDGET, regs::BUDGET);
-        self.asm.jrcxz_back(expired);
-        entry
     }
 
     /// `jmp` to an out-of-line exit.
@@ -281,16 +301,14 @@ impl<'a> Emitter<'a> {
     fn miss(&mut self, stub: &Stub, access: Miss) {
         let Miss { ea, size, write, leader, behind } = access;
         let id = ExitId(self.exits.len() as u32);
-        if ea.register != Reg::R10 || ea.displacement != 0 {
-            self.cold.lea(Width::W64, Reg::R10, Mem::base(ea.register, ea.displacement));
-        }
+        ea.load(&mut self.cold, Reg::R10);
         let across = if leader { self.part_ways(size, id) } else { 0 };
         self.cold.lea(Width::W64, Reg::R11, Mem::base(Reg::R10, size as i32 - 1));
         let retry = self.field(Field::RETRY);
         self.cold.store_imm(Width::W64, retry, stub.retry as i32);
         let planned = self.plan.get(stub.insn as usize);
         let leads = planned.is_some_and(|uses| uses.iter().any(|u| matches!(u, Use::Leader { .. })));
-        let moved = if ea.register == Reg::R10 { ea.displacement } else { 0 };
+        let moved = if ea.register == Some(Reg::R10) { ea.displacement } else { 0 };
         let decoded = DecodedId::NONE;
         self.exit_for(stub.insn, ExitKind::Access { size, write, across, leads, decoded, behind, moved });
         self.cold.mov_imm(Reg::RCX, id.0 as u64);
@@ -376,13 +394,20 @@ impl<'a> Emitter<'a> {
         let displacement = instr.memory_displacement64() as i32;
         if let (true, Some(base), None) = (plain, base, index) {
             let register = self.read_guest(base, Reg::R10);
-            // Leave room for the size that the check adds.
-            if displacement < i32::MAX - 4096 {
-                return Some(Ea { register, displacement, constant: None });
+            if let Some(displacement) = roomy(displacement.into()) {
+                return Some(Ea::at(register, displacement));
             }
             mark!(WideDisplacement);
             self.asm.lea(width, Reg::R10, Mem::base(register, displacement));
-            return Some(Ea { register: Reg::R10, displacement: 0, constant: None });
+            return Some(Ea::at(Reg::R10, 0));
+        }
+        if let (Width::W64, Some(base), None, Some(segment), Some(displacement)) =
+            (width, base, index, override_base, roomy(displacement.into()))
+        {
+            let register = self.read_guest(base, Reg::R11);
+            self.asm.load(Width::W64, Reg::R10, self.field(Field::segment_base(segment)));
+            self.asm.lea(Width::W64, Reg::R10, Mem::base_index(Reg::R10, register, 0));
+            return Some(Ea::at(Reg::R10, displacement));
         }
         let base = base.map(|b| self.read_guest(b, Reg::R10));
         let scale = instr.memory_index_scale().trailing_zeros() as u8;
@@ -394,19 +419,30 @@ impl<'a> Emitter<'a> {
             let width = if self.mode.is64() { Width::W64 } else { Width::W32 };
             self.asm.lea(width, Reg::R10, Mem::base_index(Reg::R10, Reg::R11, 0));
         }
-        Some(Ea { register: Reg::R10, displacement: 0, constant: None })
+        Some(Ea::at(Reg::R10, 0))
     }
 
     fn constant_address(&mut self, value: u64, segment: Option<usize>) -> Ea {
-        self.asm.mov_imm(Reg::R10, value);
+        let displacement = roomy(value as i64);
         let Some(segment) = segment else {
-            return Ea { register: Reg::R10, displacement: 0, constant: Some(value) };
+            let constant = Some(value);
+            if let Some(displacement) = displacement {
+                return Ea { register: None, displacement, constant };
+            }
+            self.asm.mov_imm(Reg::R10, value);
+            return Ea { register: Some(Reg::R10), displacement: 0, constant };
         };
+        let base = self.field(Field::segment_base(segment));
+        if let (true, Some(displacement)) = (self.mode.is64(), displacement) {
+            self.asm.load(Width::W64, Reg::R10, base);
+            return Ea::at(Reg::R10, displacement);
+        }
+        self.asm.mov_imm(Reg::R10, value);
         self.release();
-        self.asm.load(Width::W64, Reg::R11, self.field(Field::segment_base(segment)));
+        self.asm.load(Width::W64, Reg::R11, base);
         let width = if self.mode.is64() { Width::W64 } else { Width::W32 };
         self.asm.lea(width, Reg::R10, Mem::base_index(Reg::R10, Reg::R11, 0));
-        Ea { register: Reg::R10, displacement: 0, constant: None }
+        Ea::at(Reg::R10, 0)
     }
 
     /// Whether the operand's effective address is cut to 32 bits.
@@ -451,11 +487,10 @@ impl<'a> Emitter<'a> {
             }
             _ => self.test(ea, size as u16, write, false),
         }
-        Mem::base_index(ea.register, Reg::R11, ea.displacement)
+        ea.plus(Reg::R11, 0)
     }
 
-    /// The TLB check proper; the addend goes to R11. With a constant address the register plus
-    /// displacement is that constant.
+    /// The TLB check proper; the addend goes to R11.
     fn test(&mut self, ea: Ea, size: u16, write: bool, leader: bool) {
         self.release();
         let tlb = self.table(Field::data(write));
@@ -465,32 +500,35 @@ impl<'a> Emitter<'a> {
         if let Some(value) = ea.constant {
             let slot = 8 * tlb_slot(value >> 12) as u32;
             self.asm.load(Width::W64, Reg::RCX, Mem::abs(tags + slot));
-            let last = Mem::base_index(ea.register, Reg::RCX, ea.displacement + reach);
-            self.asm.lea(Width::W64, Reg::RCX, last);
-            self.tag_test(miss);
+            let offset = (value & 0xfff) as i32;
+            let on_one_page = offset + reach < 4096;
+            let more = if on_one_page { -offset } else { reach };
+            self.asm.lea(Width::W64, Reg::RCX, ea.plus(Reg::RCX, more));
+            self.tag_test(miss, !on_one_page);
             self.asm.load(Width::W64, Reg::R11, Mem::abs(addends + slot));
-        } else {
-            let page_source = if ea.displacement == 0 {
-                ea.register
-            } else {
-                self.asm.lea(Width::W64, Reg::R11, Mem::base(ea.register, ea.displacement));
-                Reg::R11
-            };
-            self.asm.rorx(Reg::R11, page_source, 12);
-            self.asm.movzx8(Reg::R11, Reg::R11);
-            self.asm.load(Width::W64, Reg::RCX, Mem::table(tags, Reg::R11));
-            self.asm.lea(
-                Width::W64,
-                Reg::RCX,
-                Mem::base_index(ea.register, Reg::RCX, ea.displacement + reach),
-            );
-            self.tag_test(miss);
-            self.asm.load(Width::W64, Reg::R11, Mem::table(addends, Reg::R11));
+            return;
         }
+        let page_source = match ea.register {
+            Some(register) if ea.displacement == 0 => register,
+            _ => {
+                ea.load(&mut self.asm, Reg::R11);
+                Reg::R11
+            }
+        };
+        self.asm.shrx(Reg::R11, page_source, regs::BUDGET);
+        self.asm.movzx8(Reg::R11, Reg::R11);
+        self.asm.load(Width::W64, Reg::RCX, Mem::table(tags, Reg::R11));
+        self.asm.lea(Width::W64, Reg::RCX, ea.plus(Reg::RCX, reach));
+        self.tag_test(miss, true);
+        self.asm.load(Width::W64, Reg::R11, Mem::table(addends, Reg::R11));
     }
 
-    fn tag_test(&mut self, miss: Miss) {
-        self.asm.shrx(Reg::RCX, Reg::RCX, regs::BUDGET);
+    /// RCX is the operand's distance from its page's first byte, or, unless `within`, exactly zero, if
+    /// that page is what the slot is for.
+    fn tag_test(&mut self, miss: Miss, within: bool) {
+        if within {
+            self.asm.shrx(Reg::RCX, Reg::RCX, regs::BUDGET);
+        }
         let hit = self.asm.jrcxz();
         let from = self.asm.jmp_forward();
         self.asm.bind8(hit);
@@ -502,10 +540,10 @@ impl<'a> Emitter<'a> {
     /// The linear address of the stack slot `offset` bytes from RSP.
     pub fn stack(&mut self, offset: i32) -> Ea {
         if self.mode.is64() {
-            return Ea { register: Reg::RSP, displacement: offset, constant: None };
+            return Ea::at(Reg::RSP, offset);
         }
         self.asm.lea(Width::W32, Reg::R10, Mem::base(Reg::RSP, offset));
-        Ea { register: Reg::R10, displacement: 0, constant: None }
+        Ea::at(Reg::R10, 0)
     }
 
     /// Moves the stack pointer.

@@ -173,15 +173,12 @@ impl Rewriter {
         }
         e.release();
         let ea = e.address(instr).ok_or(Inexpressible)?;
-        if ea.register != Reg::R10 || ea.displacement != 0 {
-            e.asm.lea(Width::W64, Reg::R10, Mem::base(ea.register, ea.displacement));
-        }
+        ea.load(&mut e.asm, Reg::R10);
         let offset = e.read_guest(guest_of(instr.op1_register()).ok_or(Inexpressible)?, Reg::R11);
         e.asm.mov_imm(Reg::RCX, 6);
         e.asm.sarx(Reg::RCX, offset, Reg::RCX);
         e.asm.lea(Width::W64, Reg::R10, Mem { base: Some(Reg::R10), index: Some((Reg::RCX, 3)), disp: 0 });
-        let word = Ea { register: Reg::R10, displacement: 0, constant: None };
-        e.check(word, 8, instr.mnemonic() != Mnemonic::Bt);
+        e.check(Ea::at(Reg::R10, 0), 8, instr.mnemonic() != Mnemonic::Bt);
         mark!(BitString);
         // R11 is the addend, R10 the word's address; turn it back into the operand's.
         let offset = e.read_guest(guest_of(instr.op1_register()).ok_or(Inexpressible)?, Reg::RCX);

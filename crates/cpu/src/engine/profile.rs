@@ -184,8 +184,8 @@ pub const EXITS: [&str; 6] = [
     "the code page is not known to be mapped",
 ];
 
-/// Notes that translated code was left.
-pub(super) fn left(kind: &ExitKind) {
+/// Notes that translated code was left, with the budget overdrawn or not.
+pub(super) fn left(kind: &ExitKind, overdrawn: bool) {
     let notes = NOTES.get();
     if !notes.is_null() {
         let number = match kind {
@@ -193,8 +193,8 @@ pub(super) fn left(kind: &ExitKind) {
             ExitKind::Branch { .. } => 1,
             ExitKind::Indirect | ExitKind::FastCall => 2,
             ExitKind::Interpret { .. } => 3,
-            ExitKind::Expired => 4,
-            ExitKind::PageCheck => 5,
+            ExitKind::Head if overdrawn => 4,
+            ExitKind::Head => 5,
         };
         // SAFETY: the profiler's notes, alive while the cell points to them; the handler does not
         // look at this table.

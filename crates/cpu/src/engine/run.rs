@@ -438,7 +438,8 @@ impl Vcpu {
                 return;
             }
             let exit = self.blocks.exits[id.0 as usize];
-            profile::left(&exit.kind);
+            let overdrawn = regs::decode_budget(self.hot().budget) < 0;
+            profile::left(&exit.kind, overdrawn);
             // Links lead from one mode to another (STAC, CLAC): the block left says which this is.
             let mode = self.blocks.get(exit.block).key.mode;
             let next = match exit.kind {
@@ -467,8 +468,8 @@ impl Vcpu {
                     self.arrive_at(exit.block, exit.insn);
                     self.interpret_in_block(bus, mode, id)
                 }
-                ExitKind::Expired | ExitKind::PageCheck => {
-                    if matches!(exit.kind, ExitKind::Expired) {
+                ExitKind::Head => {
+                    if overdrawn {
                         mark!(Expired);
                         let count = self.blocks.get(exit.block).count as u64;
                         self.hot().budget += count * regs::UNIT;

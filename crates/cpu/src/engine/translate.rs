@@ -12,7 +12,7 @@ use super::asm::{Mem, Reg, Width};
 use super::blocks::{Block, BlockId, BlockKey, Exit, Insn, Mode};
 use super::classify::{Class, classify};
 use super::contexts;
-use super::emit::{Emitter, guest_of};
+use super::emit::{Ea, Emitter, guest_of};
 use super::groups::{Grouping, Plan};
 use super::hot::Field;
 use super::plain::Rewriter;
@@ -596,8 +596,7 @@ fn pop(e: &mut Emitter, instr: &Instruction) {
 
 fn leave(e: &mut Emitter) {
     let rbp = Reg(gpr::RBP as u8);
-    let ea = super::emit::Ea { register: rbp, displacement: 0, constant: None };
-    let slot = e.check(ea, 8, false);
+    let slot = e.check(Ea::at(rbp, 0), 8, false);
     e.asm.load(Width::W64, Reg::RCX, slot);
     e.asm.lea(Width::W64, Reg::RSP, Mem::base(rbp, 8));
     e.asm.mov(Width::W64, rbp, Reg::RCX);
