@@ -123,9 +123,7 @@ fn reaches_beyond(mnemonic: Mnemonic) -> bool {
             | Fnsave
             | Frstor
             | Ldmxcsr
-            | Stmxcsr
             | Vldmxcsr
-            | Vstmxcsr
             | Xlatb
             | Enter
             | Maskmovq
