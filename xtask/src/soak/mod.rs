@@ -69,6 +69,9 @@ pub struct Options {
     pub load: usize,
 }
 
+/// Rounds after which it is told how far a soak is.
+const TOLD_EVERY: u64 = 25;
+
 /// Soaks, telling each failure as it comes and the sum at the end.
 pub fn soak(options: &Options) -> Result {
     let place = Place::new(options.root.clone())?;
@@ -116,6 +119,11 @@ fn run(place: &Place, options: &Options) -> Result {
                     folder.display()
                 );
             }
+        }
+        let done = round + 1;
+        if done % TOLD_EVERY == 0 && done < options.count {
+            let seconds = begun.elapsed().as_secs();
+            eprintln!("xtask: {done} of {} rounds in {seconds} s, {failures} failures", options.count);
         }
     }
     let seconds = begun.elapsed().as_secs_f64();

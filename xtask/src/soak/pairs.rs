@@ -89,7 +89,7 @@ impl Mix {
             Mix::Stress => {
                 let kinds = ["cpu", "vm", "fork", "pipe", "switch", "mmap", "timer", "sigsegv", "matrix", "vecmath"];
                 let kind = kinds[dice.under(kinds.len() as u64) as usize];
-                format!("stress-ng --verify --{kind} 2 --{kind}-ops {} 2>&1 | tail -n 4", n(dice, 5, 60))
+                format!("stress-ng --verify -t 2 --{kind} 2 --{kind}-ops {} 2>&1 | tail -n 4", n(dice, 5, 60))
             }
             Mix::Curl => "cd /usr/bin; echo serving; timeout 60 python3 -c 'import http.server as h; \
                  s = h.HTTPServer((\"\", 8000), h.SimpleHTTPRequestHandler); s.handle_request(); s.handle_request()'"
