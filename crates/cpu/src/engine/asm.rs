@@ -133,7 +133,7 @@ impl Asm {
                 if index.is_some() || base.0 & 7 == 4 {
                     self.code.push(mode | reg | 4);
                     let (i, s) = index.map_or((4, 0), |(i, s)| (i.0 & 7, s));
-                    debug_assert!(index.is_none_or(|(i, _)| i.0 != 4));
+                    assert!(index.is_none_or(|(i, _)| i.0 != 4), "RSP cannot be an index");
                     self.code.push(s << 6 | i << 3 | (base.0 & 7));
                 } else {
                     self.code.push(mode | reg | (base.0 & 7));

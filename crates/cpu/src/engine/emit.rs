@@ -406,7 +406,8 @@ impl<'a> Emitter<'a> {
         {
             let register = self.read_guest(base, Reg::R11);
             self.asm.load(Width::W64, Reg::R10, self.field(Field::segment_base(segment)));
-            self.asm.lea(Width::W64, Reg::R10, Mem::base_index(Reg::R10, register, 0));
+            // RSP can be the base only.
+            self.asm.lea(Width::W64, Reg::R10, Mem::base_index(register, Reg::R10, 0));
             return Some(Ea::at(Reg::R10, displacement));
         }
         let base = base.map(|b| self.read_guest(b, Reg::R10));

@@ -480,3 +480,59 @@ fn a_store_to_an_entry_that_nothing_came_by_is_an_ordinary_one_and_the_next_is_h
     assert_eq!((g.reg(gpr::RSI), g.reg(gpr::RBP)), (1, 2));
     assert!(crate::marks::count(crate::marks::Mark::TableWrittenInVain) > 0);
 }
+
+/// RSP cannot be an index, so where bases of segments are added it matters which register is which.
+#[test]
+fn the_base_of_a_segment_is_added_to_every_register_and_displacement() {
+    const FS_BASE: u64 = 0x1000;
+    // mov rax, fs:[register + displacement]; hlt
+    for (register, short) in (0..16u64).flat_map(|r| [(r, true), (r, false)]) {
+        let mut code = vec![0x64, 0x48 | (register >> 3) as u8, 0x8b];
+        code.push(if short { 0x40 } else { 0x80 } | (register & 7) as u8);
+        if register & 7 == 4 {
+            code.push(0x24);
+        }
+        let displacement = if short { -8i32 } else { 0x730 };
+        code.extend(if short { vec![0xf8] } else { displacement.to_le_bytes().to_vec() });
+        code.push(0xf4);
+        let mut g = Guest::new(&code);
+        let at = DATA + 0x100 * register + 0x20;
+        assert!(g.board.ram.write_u64(GuestPhys(at), 0x1122_3344_5566_7700 + register));
+        let s = g.cpu.state_mut();
+        s.seg[4].base = FS_BASE;
+        s.gpr[register as usize] = at.wrapping_sub(FS_BASE).wrapping_add_signed(-i64::from(displacement));
+        assert_eq!(g.run(), Exit::Halted);
+        assert_eq!(g.reg(gpr::RAX), 0x1122_3344_5566_7700 + register, "register {register}, {displacement}");
+    }
+}
+
+#[test]
+fn constant_addresses_are_on_their_page_or_across_its_end() {
+    // mov rax, [address]; mov [address], rbx; mov rcx, [address], without a register and with the
+    // base of FS.
+    const FS: &[u8] = &[0x64];
+    for (prefix, address, fs_base) in [
+        (&[][..], DATA + 8, 0),
+        (&[], DATA + 0xff8, 0),
+        (&[], DATA + 0xffc, 0),
+        (FS, DATA + 0xffc, 0),
+        (FS, 8, DATA),
+        (FS, u64::MAX - 7, DATA + 0x1000),
+        (FS, u64::MAX - 3, DATA + 0x1000),
+    ] {
+        let access = |opcode: u8, register: u8| {
+            let displacement = (address as u32).to_le_bytes();
+            [prefix, &[0x48, opcode, 4 | register << 3, 0x25], &displacement].concat()
+        };
+        let code = [access(0x8b, 0), access(0x89, 3), access(0x8b, 1), vec![0xf4]].concat();
+        let linear = address.wrapping_add(fs_base);
+        let mut g = Guest::new(&code);
+        assert!(g.board.ram.write_u64(GuestPhys(linear), 0x0102_0304_0506_0708));
+        let s = g.cpu.state_mut();
+        s.seg[4].base = fs_base;
+        s.gpr[gpr::RBX] = 0x1112_1314_1516_1718;
+        assert_eq!(g.run(), Exit::Halted);
+        let seen = (g.reg(gpr::RAX), g.reg(gpr::RCX));
+        assert_eq!(seen, (0x0102_0304_0506_0708, 0x1112_1314_1516_1718), "{address:#x}");
+    }
+}
