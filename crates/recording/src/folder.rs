@@ -47,8 +47,12 @@ pub(crate) struct Lock {
 }
 
 impl Drop for Lock {
+    /// Closing the file would not do at once: a child process that is just being started holds a copy
+    /// of the descriptor until it executes its program.
+    #[allow(unsafe_code)]
     fn drop(&mut self) {
-        unlock(&self.held);
+        // SAFETY: flock on a descriptor we own touches no memory.
+        unsafe { libc::flock(self.held.as_raw_fd(), libc::LOCK_UN) };
     }
 }
 
@@ -64,26 +68,17 @@ impl Lock {
 
     /// Takes the lock of a file or folder; `None` when it is taken.
     pub(crate) fn try_on(path: &Path) -> io::Result<Option<Self>> {
-        let file = File::open(path)?;
-        Ok(try_lock(&file)?.then_some(Lock { held: file }))
+        Self::of(File::open(path)?)
     }
-}
 
-/// Locks an open file for its lifetime; false when another holds the lock.
-#[allow(unsafe_code)]
-pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
-    // SAFETY: flock on a descriptor we own touches no memory.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-        return Ok(true);
+    /// Takes the lock of an open file; `None` when another opener has it.
+    #[allow(unsafe_code)]
+    pub(crate) fn of(file: File) -> io::Result<Option<Self>> {
+        // SAFETY: flock on a descriptor we own touches no memory.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Ok(Some(Self { held: file }));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) }
     }
-    let error = io::Error::last_os_error();
-    if error.kind() == io::ErrorKind::WouldBlock { Ok(false) } else { Err(error) }
-}
-
-/// Gives a lock back. Closing the file would not do at once: a child process that is just being started
-/// holds a copy of the descriptor until it executes its program.
-#[allow(unsafe_code)]
-pub(crate) fn unlock(file: &File) {
-    // SAFETY: flock on a descriptor we own touches no memory.
-    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }

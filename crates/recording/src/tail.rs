@@ -14,6 +14,7 @@
 //! checksum goes on from the one before it.
 
 use crate::chunk::{CHUNK_BYTES_MAX, ChunkedFile, HEAD_LEN, Head, LogKind, checks};
+use crate::folder::Lock;
 use crate::id::{Digest, RecordingId};
 use crate::{Error, ReadAt};
 use std::fs::File;
@@ -27,23 +28,24 @@ const FRAME_LEN: u64 = 8;
 /// Writes the tail.
 pub(crate) struct TailWriter {
     file: File,
+    /// A locked tail is how others see that the recorder is alive.
+    _alive: Option<Lock>,
     head: Head,
     end: u64,
     crc: u32,
 }
 
-impl Drop for TailWriter {
-    fn drop(&mut self) {
-        crate::folder::unlock(&self.file);
-    }
-}
-
 impl TailWriter {
     pub(crate) fn create(path: &Path, id: RecordingId) -> io::Result<Self> {
         let file = File::options().write(true).create_new(true).open(path)?;
-        // A locked tail is how others see that the recorder is alive.
-        crate::folder::try_lock(&file)?;
-        Ok(Self { file, head: Head { kind: LogKind::Tail, id, generation: 0 }, end: 0, crc: 0 })
+        let alive = Lock::of(file.try_clone()?)?;
+        Ok(Self {
+            file,
+            _alive: alive,
+            head: Head { kind: LogKind::Tail, id, generation: 0 },
+            end: 0,
+            crc: 0,
+        })
     }
 
     /// Forgets everything; the next bytes will become chunk `sequence` after `previous`.

@@ -12,10 +12,10 @@
 //! one behind it, Rust executes the instruction, as it was before the walk.
 //!
 //! Where accesses share a check (see `groups`) there is a third case: each is fine by itself, but
-//! together they lie on two pages, or on one that not all of them may go to unseen, or the addend put aside
-//! for them is no longer good. Then execution
-//! goes on at the same instruction of the block's *twin*, a translation of the same instructions
-//! without shared checks. The two count alike, so one can be left for the other anywhere.
+//! together they lie on two pages, or on one that not all of them may go to unseen, or the addend put
+//! aside for them is no longer good. Then execution goes on at the same instruction of the block's
+//! *twin*, a translation of the same instructions without shared checks. The two count alike, so one
+//! can be left for the other anywhere.
 
 use super::blocks::{BlockId, BlockKey, Exit as BlockExit, ExitId, ExitKind, Mode};
 use super::bounce::{check_vector_alignment, must_be_aligned};
