@@ -7,6 +7,7 @@
 use crate::Marks;
 use crate::lending::{Lent, Loan};
 use base::{GuestPhys, PAGE_SHIFT, PAGE_SIZE};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 /// RAM below the device hole, in bytes (3 GiB).
@@ -64,6 +65,9 @@ pub(crate) struct Mapping {
     /// All of it, and how long it is.
     reserved: *mut libc::c_void,
     reserved_bytes: usize,
+    /// The file in memory that it is a mapping of, so that pages can be mapped at other addresses as
+    /// well; none where the host has no such files.
+    file: Option<OwnedFd>,
 }
 
 // SAFETY: the mapping is the process's, not a thread's; who may access what of it is the affair of
@@ -90,9 +94,17 @@ impl Mapping {
         if reserved == libc::MAP_FAILED {
             return Err(failed());
         }
-        let mapping = Self { base: reserved.cast::<u8>().wrapping_add(PAGE_SIZE), reserved, reserved_bytes };
-        // SAFETY: inside of what was just mapped.
-        if unsafe { libc::mprotect(mapping.base.cast(), bytes as usize, PROT_RW) } != 0 {
+        let base = reserved.cast::<u8>().wrapping_add(PAGE_SIZE);
+        let file = file_in_memory(bytes);
+        let mapping = Self { base, reserved, reserved_bytes, file };
+        let (flags, descriptor) = match &mapping.file {
+            Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
+            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+        };
+        let flags = flags | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        // SAFETY: inside of what was just mapped, and is nobody else's.
+        let mapped = unsafe { libc::mmap(base.cast(), bytes as usize, PROT_RW, flags, descriptor, 0) };
+        if mapped == libc::MAP_FAILED {
             return Err(failed());
         }
         Ok(mapping)
@@ -108,6 +120,18 @@ impl Mapping {
             std::ptr::copy_nonoverlapping(self.base.add(page << PAGE_SHIFT), into.as_mut_ptr(), PAGE_SIZE)
         };
     }
+}
+
+/// A file of zeroes that has no name and ends with its last mapping.
+fn file_in_memory(bytes: u64) -> Option<OwnedFd> {
+    // SAFETY: a new descriptor, which nobody else has.
+    let file = unsafe {
+        let new = libc::memfd_create(c"guest-ram".as_ptr(), libc::MFD_CLOEXEC);
+        (new >= 0).then(|| OwnedFd::from_raw_fd(new))?
+    };
+    let length = libc::off_t::try_from(bytes).ok()?;
+    // SAFETY: the file is ours.
+    (unsafe { libc::ftruncate(file.as_raw_fd(), length) } == 0).then_some(file)
 }
 
 impl Drop for Mapping {
@@ -198,6 +222,13 @@ impl Ram {
         assert!(page < self.marks.len());
         // SAFETY: in bounds of the mapping, just checked.
         unsafe { self.mapping.base.add(page << PAGE_SHIFT) }
+    }
+
+    /// The file that RAM is a mapping of, in which the page with index `n` begins at byte `n * 4096`; for
+    /// mapping pages at other addresses of this process, under the same terms as [`Self::host_page`].
+    /// `None` where the host has no files in memory.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.mapping.file.as_ref().map(AsFd::as_fd)
     }
 
     /// The bytes of a page.
