@@ -48,6 +48,24 @@ marks! {
     WideDisplacement,
     /// An operand that only Rust can address.
     AddressRefused,
+    /// Mirrored code accesses memory by the guest's own bytes.
+    CopiedInPlace,
+    /// An access that an earlier one's guard serves.
+    GuardShared,
+    /// An address space is mirrored.
+    MirrorAdopted,
+    /// It needed too many pages.
+    MirrorAbandoned,
+    /// A page mapped, or a chunk claimed, for mirrored code.
+    MirrorFilled,
+    /// An access of mirrored code made from Rust.
+    MirrorRefused,
+    /// A page mapped right behind the fault that the program had for it.
+    MirrorMended,
+    /// A repeated string instruction executed at once in the mirror.
+    MirrorString,
+    /// An instruction of mirrored code gets a check.
+    MirrorChecked,
     /// A jump out of the middle of a block.
     SideExit,
     /// A block whose last instruction lies on two pages.

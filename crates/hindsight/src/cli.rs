@@ -356,6 +356,10 @@ pub struct HostOptions {
     /// For tests: drop translations at random, which must make no difference to the guest
     #[arg(long, value_name = "N", hide = true)]
     pub chaos: Option<u64>,
+    /// For tests: instructions after which a program's memory is mirrored, which must make no
+    /// difference to the guest
+    #[arg(long, value_name = "N", hide = true)]
+    pub mirror_after: Option<u64>,
     /// For tests: the machine errs before this position, which a replay has to find
     #[arg(long, value_name = "N", hide = true)]
     pub fault: Option<u64>,
@@ -370,7 +374,9 @@ impl HostOptions {
         let fault = |at: u64, needs_history| Fault { at: Position::from_count(at), needs_history };
         let history = self.fault_of_history.map(|at| fault(at, true));
         let fault = self.fault.map(|at| fault(at, false)).or(history);
-        Ok(Tuning { fault, ..tuning(self.code_cache, self.chaos)? })
+        let tuning = tuning(self.code_cache, self.chaos)?;
+        let mirror_after = self.mirror_after.or(tuning.mirror_after);
+        Ok(Tuning { fault, mirror_after, ..tuning })
     }
 }
 

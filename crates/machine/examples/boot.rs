@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let command_line = format!("console=ttyS0 earlyprintk=serial panic=-1 {}", rest.join(" "));
 
     let model = x86::CpuModel::plain(x86::Level::V3);
-    let vcpu = Vcpu::new(VcpuConfig { model, code_cache_bytes: 64 << 20, chaos: None })?;
+    let vcpu = Vcpu::new(VcpuConfig { model, code_cache_bytes: 64 << 20, chaos: None, mirror_after: None })?;
     let config = MachineConfig { board: BoardConfig::default(), idle: Idle::Skip, seed: 0 };
     let terminal = Terminal::default();
     let mut pci = PciBus::new();

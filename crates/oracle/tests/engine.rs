@@ -13,8 +13,7 @@ const SEEDS: u64 = if cfg!(debug_assertions) { 8_000 } else { 80_000 };
 
 fn run(first: u64, count: u64, options: &Options) -> Report {
     let mut host = HostExecutor::new().expect("this host can run cases");
-    let paces = [Pace::Whole, Pace::Single, Pace::Stops];
-    let mut engines = paces.map(|pace| EngineExecutor::new(pace).expect("this host can run the model"));
+    let mut engines = Pace::ALL.map(|pace| EngineExecutor::new(pace).expect("this host can run the model"));
     let mut subjects: Vec<&mut dyn Executor> = Vec::new();
     for engine in &mut engines {
         subjects.push(engine);
@@ -74,6 +73,7 @@ fn random_programs_do_in_the_engine_what_they_do_on_the_host() {
         Mark::FastSysret,
         Mark::BesideWatched,
         Mark::TableWrittenInVain,
+        Mark::MirrorMended,
     ];
     let reachable = Mark::ALL.iter().filter(|mark| !elsewhere.contains(mark));
     let missed: Vec<_> = reachable.filter(|&&mark| marks::count(mark) == 0).collect();

@@ -21,7 +21,7 @@ fn agree(case: &Case) {
         return;
     }
     let expected = host.run(case);
-    for pace in [Pace::Whole, Pace::Single, Pace::Stops] {
+    for pace in Pace::ALL {
         let got = EngineExecutor::new(pace).expect("this host can run the model").run(case);
         if let Some(mismatch) = compare(case, &expected, &got) {
             panic!("at pace {pace:?}: {case}{mismatch}");

@@ -89,6 +89,9 @@ pub struct Tuning {
     /// Drop translations at pseudo-random times that follow from this number, to show that it
     /// makes no difference.
     pub chaos: Option<u64>,
+    /// Instructions after which the memory of a program that keeps its processor is mirrored (see
+    /// [`cpu::VcpuConfig`]); never if `None`.
+    pub mirror_after: Option<u64>,
     /// Bytes of written disk blocks kept in memory; more go to a temporary file.
     pub disk_memory_bytes: u64,
     /// An error that the machine makes on purpose, to test that it is found.
@@ -97,6 +100,12 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { code_cache_bytes: 56 << 20, chaos: None, disk_memory_bytes: 256 << 20, fault: None }
+        Self {
+            code_cache_bytes: 56 << 20,
+            chaos: None,
+            mirror_after: Some(3_000_000),
+            disk_memory_bytes: 256 << 20,
+            fault: None,
+        }
     }
 }

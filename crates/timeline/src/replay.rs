@@ -6,16 +6,13 @@
 
 use crate::images::DiskOpenError;
 use crate::manifest::{guest_of, host_feature};
-use crate::{Divergence, Guest, MACHINE_VERSION, Session, SessionError, Tuning, Watcher};
+use crate::{Divergence, Guest, MACHINE_VERSION, SLICE, Session, SessionError, Tuning, Watcher};
 use base::{GuestTime, Position};
 use cpu::profile::{self, Work};
 use disk::DiskError;
 use machine::{Gate, InputError, Moment, Source, Stop};
 use recording::{Completion, Error, EventKind, HashCache, Recording, StateHash};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Instructions between two looks at the watcher.
-const SLICE: u64 = 16_000_000;
 
 /// Where to replay to.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -61,6 +61,7 @@ impl Session {
             model: guest.model.clone(),
             code_cache_bytes: tuning.code_cache_bytes,
             chaos: tuning.chaos,
+            mirror_after: tuning.mirror_after,
         })?;
         let store = Store::in_temp_dir(tuning.disk_memory_bytes);
         let tray = Tray::default();

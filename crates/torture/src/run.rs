@@ -291,7 +291,7 @@ fn machine(case: &Case, pace: Pace, tray: &Tray) -> Machine<Vcpu> {
         _ => None,
     };
     let model = CpuModel { processors: case.cpus, ..CpuModel::plain(case.level) };
-    let vcpu = Vcpu::new(VcpuConfig { model, code_cache_bytes: 1 << 20, chaos });
+    let vcpu = Vcpu::new(VcpuConfig { model, code_cache_bytes: 1 << 20, chaos, mirror_after: Some(0) });
     let mut vcpu = vcpu.unwrap_or_else(|why| panic!("no processor: {why}"));
     vcpu.set_interpret_all(pace == Pace::Interpreted);
     let board = BoardConfig {

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!   base                                              base + HOT_BYTES                end
-//!   | CpuState | scratch | mode set 0 | … | mode set 4 | code cache: thunks, blocks … |
+//!   | CpuState | scratch | mode set 0 | … | mode set 5 | code cache: thunks, blocks … |
 //! ```
 
 use super::hot::Hot;
@@ -30,8 +30,9 @@ impl Arena {
     /// Maps an arena with a code cache of `code_bytes`.
     pub fn new(code_bytes: usize) -> Result<Self, CpuError> {
         let bytes = Self::HOT_BYTES + code_bytes;
-        let mut at = LOWEST;
-        while at + bytes <= HIGHEST {
+        // From above: programs of the guest that are not position-independent begin low (see `mirror`).
+        let mut at = HIGHEST.saturating_sub(bytes) & !(STEP - 1);
+        while at >= LOWEST {
             // SAFETY: MAP_FIXED_NOREPLACE never replaces a mapping of anyone else's.
             let got = unsafe {
                 libc::mmap(
@@ -51,7 +52,7 @@ impl Arena {
                 // SAFETY: what it just gave us.
                 unsafe { libc::munmap(got, bytes) };
             }
-            at += STEP;
+            at -= STEP;
         }
         Err(CpuError::NoLowMemory { bytes })
     }

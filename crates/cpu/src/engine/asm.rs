@@ -328,7 +328,26 @@ impl Asm {
     pub fn jmp_mem(&mut self, mem: Mem) {
         self.op_mem(Width::W32, &[0xff], 4, mem);
     }
-    /// `push qword [mem]`, for thunks on the host stack.
+    /// `push register`.
+    pub fn push(&mut self, register: Reg) {
+        self.short(0x50, register);
+    }
+    /// `pop register`.
+    pub fn pop(&mut self, register: Reg) {
+        self.short(0x58, register);
+    }
+    /// `push` of a sign-extended constant.
+    pub fn push_imm(&mut self, value: i32) {
+        self.bytes(&[0x68]);
+        self.imm32(value);
+    }
+    fn short(&mut self, opcode: u8, register: Reg) {
+        if register.0 >= 8 {
+            self.bytes(&[0x41]);
+        }
+        self.bytes(&[opcode | (register.0 & 7)]);
+    }
+    /// `push qword [mem]`.
     pub fn push_mem(&mut self, mem: Mem) {
         self.op_mem(Width::W32, &[0xff], 6, mem);
     }

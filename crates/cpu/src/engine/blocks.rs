@@ -15,7 +15,7 @@
 
 use super::arena::Arena;
 use super::classify::Class;
-use super::hot::{JUMP_ENTRIES, spread};
+use super::hot::{JUMP_ENTRIES, SPREAD, spread};
 use crate::marks::mark;
 use base::PAGE_SIZE;
 use iced_x86::Instruction;
@@ -53,6 +53,9 @@ impl Mode {
     pub const FSGSBASE: Mode = Mode(1 << 19);
     /// RDTSC does not fault at CPL 3 (CR4.TSD clear).
     pub const USER_TSC: Mode = Mode(1 << 18);
+    /// The address space is mirrored: a 64-bit program's memory is where the program has it (see
+    /// `mirror`).
+    pub const MIRRORED: Mode = Mode(1 << 20);
 
     /// A mode with only its code size, 16, 32 or 64.
     pub const fn of_bits(bits: u32) -> Mode {
@@ -84,9 +87,10 @@ impl Mode {
         match (self.bits(), self.has(Mode::USER), self.has(Mode::AC)) {
             (64, false, false) => 0,
             (64, false, true) => 1,
+            (64, true, _) if self.has(Mode::MIRRORED) => 3,
             (64, true, _) => 2,
-            (32, true, _) => 3,
-            _ => 4,
+            (32, true, _) => 4,
+            _ => 5,
         }
     }
 }
@@ -129,6 +133,9 @@ const COLD_SHARE: (u32, u32) = (6, 16);
 
 /// Bytes of the jump before a block's checked entry, which is where lines of the host's cache begin.
 const OUT: u32 = 5;
+
+/// Bits of [`Blocks::may_begin`].
+const BEGINS: usize = 1 << 20;
 
 /// The exit index that stands for a host fault.
 pub const HOST_FAULT: u32 = u32::MAX;
@@ -255,6 +262,9 @@ pub struct Blocks {
     by_key: HashMap<BlockKey, BlockId, BuildMix>,
     pages: HashMap<u64, CodePage, BuildMix>,
     page_ids: HashMap<(u64, u64, Mode), PageId, BuildMix>,
+    /// For many physical addresses at once, a bit: a block may begin at one of them. Reading a block asks at
+    /// each of its instructions.
+    begins: Box<[u64]>,
     /// First address after the thunks.
     start: u32,
     /// Where the next block and its cold part will stand.
@@ -278,6 +288,7 @@ impl Blocks {
             by_key: HashMap::default(),
             pages: HashMap::default(),
             page_ids: HashMap::default(),
+            begins: vec![0; BEGINS / 64].into_boxed_slice(),
             start,
             next: start,
             next_cold: cold,
@@ -296,6 +307,12 @@ impl Blocks {
     pub fn has_room(&self) -> bool {
         let room = (self.cold - self.next).min(self.end - self.next_cold);
         room > 64 << 10
+    }
+
+    /// Whether a block may begin at a physical address; if not, none does.
+    pub fn may_begin(&self, phys: u64) -> bool {
+        let bit = begin_bit(phys);
+        self.begins[bit / 64] >> (bit % 64) & 1 != 0
     }
 
     /// The block of that key.
@@ -330,6 +347,8 @@ impl Blocks {
             page.lines |= lines(offset, len);
             page.blocks.push(id);
         }
+        let bit = begin_bit(block.key.phys);
+        self.begins[bit / 64] |= 1 << (bit % 64);
         self.by_key.insert(block.key, id);
         self.list.push(block);
         id
@@ -461,10 +480,16 @@ impl Blocks {
         self.decoded.clear();
         self.by_key.clear();
         self.page_ids.clear();
+        self.begins.fill(0);
         (self.next, self.next_cold) = (self.start, self.cold);
         self.flushes += 1;
         self.pages.drain().map(|(page, _)| page).collect()
     }
+}
+
+/// The bit of [`Blocks::may_begin`] for a physical address.
+fn begin_bit(phys: u64) -> usize {
+    (phys.wrapping_mul(SPREAD) >> (64 - BEGINS.trailing_zeros())) as usize
 }
 
 /// A jump-cache entry that matches nothing.
@@ -538,7 +563,8 @@ mod tests {
         let user = kernel.with(Mode::USER);
         let lifted = kernel.with(Mode::AC);
         assert_eq!([kernel.set(), lifted.set(), user.set()], [0, 1, 2]);
-        assert_eq!(Mode::of_bits(32).with(Mode::USER).set(), 3);
-        assert_eq!(Mode::of_bits(16).set(), 4);
+        assert_eq!(user.with(Mode::MIRRORED).set(), 3);
+        assert_eq!(Mode::of_bits(32).with(Mode::USER).set(), 4);
+        assert_eq!(Mode::of_bits(16).set(), 5);
     }
 }

@@ -35,6 +35,7 @@ use super::asm::{Asm, Fixup32, Mem, Reg, Width};
 use super::blocks::{BlockId, DecodedId, Exit, ExitId, ExitKind, Mode};
 use super::groups::{Plan, Use};
 use super::hot::{Field, code_slot, tlb_slot};
+use super::mirror::REACH;
 use super::regs;
 use super::thunks::Thunks;
 use super::translate::Place;
@@ -62,6 +63,14 @@ impl Ea {
         match self.register {
             Some(register) => Mem::base_index(register, index, displacement),
             None => Mem::base(index, displacement),
+        }
+    }
+
+    /// The operand itself, where it is at the guest's own address.
+    fn alone(self) -> Mem {
+        match self.register {
+            Some(register) => Mem::base(register, self.displacement),
+            None => Mem { base: None, index: None, disp: self.displacement },
         }
     }
 
@@ -131,9 +140,11 @@ pub struct Emitter<'a> {
     plan: Plan,
     checks: (u8, u8),
     /// Slots of groups whose leader has been emitted.
-    led: u16,
+    led: u64,
     /// R11 holds the addend of this group's slot, whichever way this place is reached.
     held: Option<u8>,
+    /// This instruction of mirrored code is translated with checks.
+    pub apart: bool,
 }
 
 impl<'a> Emitter<'a> {
@@ -155,6 +166,7 @@ impl<'a> Emitter<'a> {
             checks: (0, 0),
             led: 0,
             held: None,
+            apart: false,
         }
     }
 
@@ -455,13 +467,26 @@ impl<'a> Emitter<'a> {
         of(instr.memory_base()) || of(instr.memory_index())
     }
 
-    /// Emits what makes sure that `size` bytes at `ea` may be accessed, and returns the host memory
-    /// operand. R11 holds the addend afterwards.
-    pub fn check(&mut self, ea: Ea, size: usize, write: bool) -> Mem {
+    /// How the next access of the instruction is to be checked.
+    fn planned(&mut self) -> Use {
         let nth = if self.checks.0 == self.insn { self.checks.1 } else { 0 };
         self.checks = (self.insn, nth + 1);
         let planned = self.plan.get(self.insn as usize).and_then(|uses| uses.get(nth as usize));
-        match planned.copied().unwrap_or_default() {
+        planned.copied().unwrap_or_default()
+    }
+
+    /// Emits what makes sure that `size` bytes at `ea` may be accessed, and returns the host memory
+    /// operand. R11 holds the addend afterwards.
+    pub fn check(&mut self, ea: Ea, size: usize, write: bool) -> Mem {
+        let planned = self.planned();
+        if self.in_place() {
+            // The chunk of an address known now is claimed already.
+            if ea.constant.is_none() {
+                self.guard_as(ea.alone(), planned);
+            }
+            return ea.alone();
+        }
+        match planned {
             Use::Member { slot } if self.led >> slot & 1 != 0 => {
                 mark!(GroupMember);
                 // An instruction with another check may be tried again from its start.
@@ -489,6 +514,40 @@ impl<'a> Emitter<'a> {
             _ => self.test(ea, size as u16, write, false),
         }
         ea.plus(Reg::R11, 0)
+    }
+
+    /// Whether memory is where the guest has it, for this instruction.
+    pub fn in_place(&self) -> bool {
+        self.mode.has(Mode::MIRRORED) && !self.apart
+    }
+
+    /// Emits what makes sure that an access at `pointer`, of home registers, reaches nothing of ours; see
+    /// `mirror`.
+    pub fn guard(&mut self, pointer: Mem) {
+        let planned = self.planned();
+        self.guard_as(pointer, planned);
+    }
+
+    fn guard_as(&mut self, pointer: Mem, planned: Use) {
+        if let Use::Guarded { slot } = planned
+            && self.led >> slot & 1 != 0
+        {
+            mark!(GuardShared);
+            return;
+        }
+        self.release();
+        let source = match pointer {
+            Mem { base: Some(register), index: None, disp } if i64::from(disp).abs() < REACH => register,
+            _ => {
+                self.asm.lea(Width::W64, Reg::R11, pointer);
+                Reg::R11
+            }
+        };
+        self.asm.shrx(Reg::R11, source, regs::BUDGET);
+        self.asm.bytes(&[0x65, 0x41, 0x8b, 0x0b]); // mov ecx, gs:[r11]
+        if let Use::Guards { slot } = planned {
+            self.led |= 1 << slot;
+        }
     }
 
     /// The TLB check proper; the addend goes to R11.

@@ -20,9 +20,8 @@ use crate::marks::mark;
 use crate::system::{SYSRET_FLAGS, syscall_segments, sysret_segments};
 use x86::{Segment, SegmentIndex, flags, gpr};
 
-/// The mode sets of the kernel and of 64-bit programs.
+/// The kernel's mode set.
 const KERNEL: usize = Mode::of_bits(64).set();
-const PROGRAM: usize = Mode::of_bits(64).with(Mode::USER).set();
 
 /// The modes of 64-bit code that differ in nothing but privilege and lifted SMAP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -143,7 +142,7 @@ impl Thunk<'_> {
         self.asm.bytes(&OTHERS.to_le_bytes());
         self.store(Width::W32, Field::OTHER_FLAGS, Reg::R11);
         self.load(Width::W64, Reg::R10, Field::LSTAR);
-        self.finish(KERNEL, Field::READY_SYSCALL, 0);
+        self.finish(Some(KERNEL), Field::READY_SYSCALL, 0);
         start
     }
 
@@ -164,7 +163,7 @@ impl Thunk<'_> {
         self.asm.bytes(&[0xc1, 0xe0, 9, 0x85, 0xc8]); // shl eax, 9; test eax, ecx
         self.slow.push(self.asm.jcc_forward(5));
         self.asm.mov(Width::W64, Reg::R10, RCX_HOME);
-        self.finish(PROGRAM, Field::READY_SYSRET, 3);
+        self.finish(None, Field::READY_SYSRET, 3);
         start
     }
 
@@ -186,8 +185,9 @@ impl Thunk<'_> {
         self.slow.push(self.asm.jcc_forward(5));
     }
 
-    /// On with RFLAGS ECX at the address in R10, in another mode set; emits the ways to Rust too.
-    fn finish(&mut self, set: usize, ready: u32, cpl: u8) {
+    /// On with RFLAGS ECX at the address in R10, in another mode set, or in the one that programs have now;
+    /// emits the ways to Rust too.
+    fn finish(&mut self, set: Option<usize>, ready: u32, cpl: u8) {
         for (field, bit) in [(Field::INTERRUPTS, 9), (Field::DIRECTION, 10), (Field::ALIGNMENT, 18)] {
             self.asm.bytes(&[0x41, 0x89, 0xcb, 0x41, 0xc1, 0xeb, bit, 0x41, 0x83, 0xe3, 1]); // mov r11d, ecx; shr r11d, bit; and r11d, 1
             self.store(Width::W32, field, Reg::R11);
@@ -204,17 +204,25 @@ impl Thunk<'_> {
         self.asm.bytes(&[0xc1, 0xe9, 11, 0x83, 0xe1, 1]); // shr ecx, 11; and ecx, 1
         self.asm.bytes(&[0x88, 0xc4, 0x80, 0xc1, 0x7f, 0x9e]); // mov ah, al; add cl, 127; sahf
         self.load(Width::W64, Reg::RAX, Field::TEMPORARY_RAX);
-        let table = self.base + Field::set(set) + Field::JUMP;
         self.asm.movzx16(Reg::R11, Reg::R10);
         self.asm.lea(Width::W32, Reg::R11, Mem::base_index(Reg::R11, Reg::R11, 0));
-        self.asm.load(Width::W64, Reg::RCX, Mem::table(table, Reg::R11));
+        let (target, code) = match set.map(|set| self.base + Field::set(set) + Field::JUMP) {
+            Some(table) => (Mem::table(table, Reg::R11), Mem::table(table + 8, Reg::R11)),
+            None => {
+                self.load(Width::W64, Reg::RCX, Field::PROGRAM_JUMP);
+                let entry = Mem { base: Some(Reg::RCX), index: Some((Reg::R11, 3)), disp: 0 };
+                self.asm.lea(Width::W64, Reg::R11, entry);
+                (Mem::base(Reg::R11, 0), Mem::base(Reg::R11, 8))
+            }
+        };
+        self.asm.load(Width::W64, Reg::RCX, target);
         self.asm.lea(Width::W64, Reg::RCX, Mem::base_index(Reg::R10, Reg::RCX, 0));
         let hit = self.asm.jrcxz();
         self.load(Width::W64, Reg::RCX, Field::EXIT);
         self.asm.lea(Width::W32, Reg::RCX, Mem::base(Reg::RCX, 1));
         self.asm.jmp(self.exit);
         self.asm.bind8(hit);
-        self.asm.jmp_mem(Mem::table(table + 8, Reg::R11));
+        self.asm.jmp_mem(code);
         for from in std::mem::take(&mut self.slow) {
             self.asm.bind32(from);
         }

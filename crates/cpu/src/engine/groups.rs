@@ -17,9 +17,13 @@
 //! * an addend is good for as long as no translation is dropped. Translations are dropped only by
 //!   Rust, and after an exit that dropped any ([`super::tlb::Tlb::drops`]) no block with groups is
 //!   resumed in its middle: its twin is.
+//!
+//! In mirrored code (see `mirror`) there are no checks to share, but guards: of all accesses through one pointer
+//! the first one's serves, wherever they are near it, and whatever pages they are on.
 
 use super::classify::Class;
 use super::emit::guest_of;
+use super::mirror::REACH;
 use super::plain::{operand_size, wide_bit_string};
 use super::used::Used;
 use iced_x86::{Code, Instruction, OpKind, Register};
@@ -29,6 +33,8 @@ use x86::gpr;
 pub const GROUP_SLOTS: usize = 16;
 /// The longest span of a group in bytes: longer ones would too often lie on two pages.
 const SPAN_MAX: i64 = 512;
+/// Pointers that share guards.
+const GUARDS_MAX: usize = 64;
 
 /// How one access is to be checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -40,6 +46,10 @@ pub enum Use {
     Leader { slot: u8, below: u16, span: u16 },
     /// By its group's leader.
     Member { slot: u8 },
+    /// In mirrored code: guarded, for others as well.
+    Guards { slot: u8 },
+    /// In mirrored code: guarded by an earlier one.
+    Guarded { slot: u8 },
 }
 
 /// What one instruction does in the order of its TLB checks; at most two accesses.
@@ -87,11 +97,14 @@ pub struct Grouping {
     era: u32,
     touches: Vec<(Touch, usize)>,
     groups: Vec<Group>,
+    /// The block is of mirrored code.
+    mirrored: bool,
 }
 
 impl Grouping {
-    /// Begins a block.
-    pub fn begin(&mut self) {
+    /// Begins a block, of mirrored code or not.
+    pub fn begin(&mut self, mirrored: bool) {
+        self.mirrored = mirrored;
         self.era = 0;
         self.next = 1;
         self.touches.clear();
@@ -104,7 +117,18 @@ impl Grouping {
         self.next += 1;
     }
 
-    /// Takes in the next instruction of a 64-bit block, `insn` being its number.
+    /// Takes in the next instruction of a 64-bit block, `insn` being its number, whose accesses
+    /// share nothing with others.
+    pub fn add_apart(&mut self, instr: &Instruction, class: Class, used: Used, insn: u8) {
+        let (touches, groups) = (self.touches.len(), self.groups.len());
+        self.add(instr, class, used, insn);
+        for (_, group) in self.touches.drain(touches..) {
+            self.groups[group].members -= 1;
+        }
+        self.groups.truncate(groups);
+    }
+
+    /// The same, whose accesses may.
     pub fn add(&mut self, instr: &Instruction, class: Class, used: Used, insn: u8) {
         let operand = |nth, write| (instr, nth, write);
         match class {
@@ -209,7 +233,15 @@ impl Grouping {
             return;
         }
         let touch = Touch { root, offset, size, write, at };
+        let mirrored = self.mirrored;
+        if mirrored && matches!(root, Root::Page { .. }) {
+            return;
+        }
         let fits = |g: &Group| {
+            if mirrored {
+                let away = offset.checked_sub(g.low).and_then(i64::checked_abs);
+                return g.root == root && away.is_some_and(|away| away < REACH);
+            }
             g.root == root
                 && (g.write || !write)
                 && g.high.max(end).checked_sub(g.low.min(offset)).is_some_and(|span| span <= SPAN_MAX)
@@ -224,7 +256,9 @@ impl Grouping {
             }
         };
         let g = &mut self.groups[group];
-        (g.low, g.high) = (g.low.min(offset), g.high.max(end));
+        if !mirrored {
+            (g.low, g.high) = (g.low.min(offset), g.high.max(end));
+        }
         g.members += 1;
         self.touches.push((touch, group));
     }
@@ -273,14 +307,19 @@ impl Grouping {
     pub fn plan(&mut self, count: usize, plan: &mut Plan) -> bool {
         plan.clear();
         plan.resize(count, [Use::Alone; 2]);
-        let shared = self.groups.iter_mut().filter(|g| g.members > 1).take(GROUP_SLOTS);
+        let slots_max = if self.mirrored { GUARDS_MAX } else { GROUP_SLOTS };
+        let shared = self.groups.iter_mut().filter(|g| g.members > 1).take(slots_max);
         let slots = shared.enumerate().map(|(slot, group)| group.slot = Some(slot as u8)).count();
         for (number, (touch, group)) in self.touches.iter().enumerate() {
             let group = &self.groups[*group];
             let (Some(slot), (insn, nth)) = (group.slot, touch.at) else { continue };
-            debug_assert!(touch.write <= group.write && touch.root == group.root && touch.size > 0);
+            debug_assert!(
+                (touch.write <= group.write || self.mirrored) && touch.root == group.root && touch.size > 0
+            );
             let Some(uses) = plan.get_mut(insn as usize) else { break };
-            uses[nth as usize] = if number == group.leader {
+            uses[nth as usize] = if self.mirrored {
+                if number == group.leader { Use::Guards { slot } } else { Use::Guarded { slot } }
+            } else if number == group.leader {
                 let (below, span) = (touch.offset - group.low, group.high - group.low);
                 Use::Leader { slot, below: below as u16, span: span as u16 }
             } else {
@@ -302,7 +341,7 @@ mod tests {
         let mut decoder = Decoder::with_ip(64, bytes, 0x1000, DecoderOptions::NONE);
         let mut info = InstructionInfoFactory::new();
         let mut grouping = Grouping::default();
-        grouping.begin();
+        grouping.begin(false);
         let mut count = 0;
         while decoder.can_decode() {
             let instr = decoder.decode();

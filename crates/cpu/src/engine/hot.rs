@@ -25,7 +25,7 @@ pub const SPILL_ENTRIES: usize = 16384;
 /// programs with the same addresses (after a fork) do not evict each other's.
 pub const SPILL_WAYS: usize = 4;
 /// Number of mode sets.
-pub const SETS: usize = 5;
+pub const SETS: usize = 6;
 
 /// One entry of the jump cache.
 #[derive(Clone, Copy)]
@@ -56,7 +56,7 @@ pub struct SpillEntry {
     pub addend: u64,
 }
 
-/// Tables of one processor mode (kernel, kernel with SMAP lifted, user, 32-bit user, others):
+/// Tables of one processor mode (kernel, kernel with SMAP lifted, user, user mirrored, 32-bit user, others):
 /// translated code has its mode's tables wired in, so that a mode switch flushes nothing.
 #[repr(C, align(64))]
 pub struct ModeSet {
@@ -85,8 +85,10 @@ pub struct HostFault {
     pub vector: u64,
     /// Host instruction pointer.
     pub rip: u64,
-    /// Faulting address, for messages only.
+    /// The address accessed, of a page fault.
     pub address: u64,
+    /// The error code.
+    pub error: u64,
 }
 
 /// See the module's head.
@@ -129,6 +131,8 @@ pub struct Hot {
     pub ready: Ready,
     /// Where a string thunk goes on.
     pub behind: u64,
+    /// The jump cache of the mode that SYSRET leads to.
+    pub program_jump: u64,
     /// The guest's RAX while the spill table is searched.
     pub temporary_rax: u64,
     /// Status flags meanwhile.
@@ -212,6 +216,7 @@ impl Field {
     }
     pub const RETRY: u32 = offset_of!(Hot, retry) as u32;
     pub const BEHIND: u32 = offset_of!(Hot, behind) as u32;
+    pub const PROGRAM_JUMP: u32 = offset_of!(Hot, program_jump) as u32;
     pub const TEMPORARY_RAX: u32 = offset_of!(Hot, temporary_rax) as u32;
     pub const SEARCHING: u32 = offset_of!(Hot, searching) as u32;
     /// A mode set's table for reads or writes.

@@ -6,9 +6,10 @@
 //! | `arena`, `hot` | the memory below 2 GiB that translated code runs in and talks to |
 //! | `thunks`, `signals`, `x87` | crossing between Rust and translated code |
 //! | `asm`, `emit`, `plain`, `strings`, `privileged`, `fast_calls`, `translate`, `classify` | the translator |
+//! | `mirror`, `mirrored` | programs' memory at their own addresses in this process, without checks |
 //! | `groups`, `used` | which accesses share a check, and what instructions use |
 //! | `blocks`, `tlb`, `spaces`, `tables`, `writers` | what is cached, and when it is dropped |
-//! | `run`, `access`, `interpret`, `flow`, `bounce` | the loop, TLB misses, and executing one instruction from Rust |
+//! | `run`, `find`, `access`, `interpret`, `flow`, `bounce` | the loop, TLB misses, and executing one instruction from Rust |
 //! | `contexts` | several processors on one engine |
 //! | `profile` | where the host's time goes |
 //! | `vcpu` | the type everyone else sees |
@@ -23,10 +24,13 @@ mod contexts;
 mod debugging;
 mod emit;
 mod fast_calls;
+mod find;
 mod flow;
 mod groups;
 mod hot;
 mod interpret;
+mod mirror;
+mod mirrored;
 mod plain;
 mod privileged;
 pub mod profile;

@@ -73,13 +73,25 @@ impl Rewriter {
         Ok(())
     }
 
-    /// Emits an instruction with one memory operand: address, check, access.
-    pub fn memory(&mut self, e: &mut Emitter, instr: &Instruction, used: Used) -> Result<(), Inexpressible> {
+    /// Emits an instruction with one memory operand: address, check, access. `bytes` are its own.
+    pub fn memory(
+        &mut self,
+        e: &mut Emitter,
+        instr: &Instruction,
+        used: Used,
+        bytes: &[u8],
+    ) -> Result<(), Inexpressible> {
         let size = operand_size(instr);
         if !(1..=64).contains(&size) {
             return Err(Inexpressible);
         }
         let write = used.memory_written;
+        if e.in_place() && used.any & AWAY == 0 && is_at_its_pointer(e, instr) {
+            mark!(CopiedInPlace);
+            e.guard(pointer(instr));
+            e.asm.bytes(bytes);
+            return Ok(());
+        }
         let used = data_guests(instr, used);
         let needs_rcx = wants_host_rcx(instr);
         let high = uses_high_byte(instr);
@@ -238,6 +250,23 @@ impl Rewriter {
         self.encoder.encode(&new, 0).map_err(|_| Inexpressible)?;
         Ok(self.encoder.take_buffer())
     }
+}
+
+/// The operand of an instruction whose registers are at home.
+fn pointer(instr: &Instruction) -> Mem {
+    let home = |register| guest_of(register).and_then(regs::home);
+    let scale = instr.memory_index_scale().trailing_zeros() as u8;
+    let index = home(instr.memory_index()).map(|index| (index, scale));
+    Mem { base: home(instr.memory_base()), index, disp: instr.memory_displacement64() as i32 }
+}
+
+/// Whether an instruction's own bytes access the right memory, where memory is at the guest's own
+/// addresses and all registers are at home.
+fn is_at_its_pointer(e: &Emitter, instr: &Instruction) -> bool {
+    let based = matches!(instr.memory_segment(), Register::FS | Register::GS);
+    let absolute = instr.is_ip_rel_memory_operand()
+        || instr.memory_base() == Register::None && instr.memory_index() == Register::None;
+    !based && !absolute && !e.short_address(instr) && !instr.has_lock_prefix()
 }
 
 /// Whether a register says which bit of memory is meant, however far from the operand's address.

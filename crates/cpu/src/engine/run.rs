@@ -1,7 +1,7 @@
 //! The run loop: finding and linking blocks, and acting on every reason for leaving them.
 
 use super::access::Wanted;
-use super::blocks::{BlockId, BlockKey, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
+use super::blocks::{BlockId, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
 use super::classify::Class;
 use super::fast_calls;
 use super::hot::{Hot, JUMP_ENTRIES, JumpEntry, spread};
@@ -9,14 +9,11 @@ use super::interpret::{Faulted, MAX_BYTES};
 use super::profile::{self, Work};
 use super::regs;
 use super::signals::{self, Running};
-use super::tlb::Mapping;
-use super::translate::{Place, Translator};
 use super::vcpu::{Exit, Vcpu};
 use crate::core::{Intent, alignment_checked};
 use crate::marks::mark;
-use crate::walk::{self, Access};
 use crate::{Activity, Bus, debug, deliver};
-use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
+use base::{GuestPhys, PAGE_SIZE, Position};
 use iced_x86::Instruction;
 use memory::Marks;
 use x86::{Exception, flags, paging};
@@ -39,6 +36,7 @@ impl Vcpu {
             exit_thunk: self.thunks.exit,
         });
         let _work = profile::work(Work::Loop);
+        self.tlb.mirror.arm();
         let exit = self.run_loop(bus, limit);
         self.look_up_samples();
         self.store_x87();
@@ -88,6 +86,9 @@ impl Vcpu {
                 continue;
             }
             self.enter_mode(mode);
+            if mode.has(Mode::MIRRORED) {
+                self.mirror_after_fault(bus);
+            }
             let left = (horizon - self.state().retired).min(self.stretch());
             self.horizon = self.state().retired + left;
             match self.block_at_rip(bus, mode, regs::MAX_BLOCK) {
@@ -126,7 +127,7 @@ impl Vcpu {
         }
     }
 
-    fn raise(&mut self, bus: &mut dyn Bus, exception: Exception) {
+    pub(super) fn raise(&mut self, bus: &mut dyn Bus, exception: Exception) {
         let _work = profile::work(Work::Event);
         self.note_event();
         let mut core = self.core(bus);
@@ -150,6 +151,7 @@ impl Vcpu {
             self.debugging.space_changed = true;
         }
         self.tlb.enter_space(&self.arena, bus.ram(), root, long);
+        self.follow_mirror(root, long);
     }
 
     /// Drops code or translations now and then, and ends the coming stretch early.
@@ -260,150 +262,6 @@ impl Vcpu {
         }
     }
 
-    /// The translated block for RIP, made if need be; `None` when the instruction must be
-    /// executed from Rust (it is not in RAM).
-    fn block_at_rip(
-        &mut self,
-        bus: &mut dyn Bus,
-        mode: Mode,
-        limit: u64,
-    ) -> Result<Option<BlockId>, Exception> {
-        let state = self.state();
-        let virt = if mode.is64() {
-            GuestVirt(state.rip)
-        } else {
-            GuestVirt(state.seg[1].base.wrapping_add(state.rip) & 0xffff_ffff)
-        };
-        if mode.is64() && !paging::is_canonical(virt.0) {
-            return Err(Exception::gp(0));
-        }
-        if !mode.is64() && state.rip > state.seg[1].limit as u64 {
-            return Err(Exception::gp(0));
-        }
-        // Translated code knows nothing of the limit: what has one is fetched by Rust, which looks.
-        if !mode.is64() && !mode.has(Mode::FLAT[1]) {
-            return Ok(None);
-        }
-        let Some(phys) = self.code_page(bus, mode, virt)? else { return Ok(None) };
-        let phys = phys.offset(virt.page_offset() as u64);
-        let key = BlockKey { phys: phys.0, virt: virt.0, mode, limit: limit as u8, shares: true };
-        if let Some(block) = self.blocks.find(&key) {
-            let Some(second) = self.blocks.get(block).second_page else { return Ok(Some(block)) };
-            let next = GuestVirt(virt.page_base().0.wrapping_add(PAGE_SIZE as u64));
-            match self.code_page(bus, mode, next)? {
-                Some(page) if page.page() == second => return Ok(Some(block)),
-                _ => self.blocks.forget(&mut self.arena, block),
-            }
-        }
-        self.translate(bus, key)
-    }
-
-    /// The physical page behind `virt` for execution. `None`: not RAM.
-    fn code_page(
-        &mut self,
-        bus: &mut dyn Bus,
-        mode: Mode,
-        virt: GuestVirt,
-    ) -> Result<Option<GuestPhys>, Exception> {
-        match self.tlb.code(&self.arena, mode, virt) {
-            Some(page) => Ok(Some(page)),
-            None => self.map_code(bus, mode, virt),
-        }
-    }
-
-    /// Walks the page tables for execution at `virt`. `None`: not RAM.
-    fn map_code(
-        &mut self,
-        bus: &mut dyn Bus,
-        mode: Mode,
-        virt: GuestVirt,
-    ) -> Result<Option<GuestPhys>, Exception> {
-        let state = self.state();
-        let long = state.long_mode();
-        let found = walk::translate(state, bus.ram(), virt, Access::fetch(state))?;
-        let page = found.phys.page_base();
-        if bus.ram().page_index(page).is_none() {
-            return Ok(None);
-        }
-        let id = self.blocks.page_id(virt.page(), page.page(), mode);
-        let mapping = Mapping { entries: &found.entries[..found.levels], long };
-        self.tlb.fill_code(&self.arena, bus.ram(), mode, virt, page, id, &mapping);
-        Ok(Some(page))
-    }
-
-    /// Translates the block of `key`; `None` when Rust must execute its first instruction.
-    pub(super) fn translate(
-        &mut self,
-        bus: &mut dyn Bus,
-        key: BlockKey,
-    ) -> Result<Option<BlockId>, Exception> {
-        let _work = profile::work(Work::Translate);
-        if !self.blocks.has_room() {
-            self.drop_code(bus);
-            // Only our record that the page is mapped is gone, and found again here.
-            self.map_code(bus, key.mode, GuestVirt(key.virt))?;
-        }
-        let phys = GuestPhys(key.phys);
-        let Some(page) = bus.ram().page_index(phys) else { return Ok(None) };
-        let mut joined = [0; PAGE_SIZE + 15];
-        let mut second = None;
-        if Translator::crosses(key.mode, &bus.ram().page_bytes(page)[phys.page_offset()..]) {
-            let next = GuestVirt(GuestVirt(key.virt).page_base().0.wrapping_add(PAGE_SIZE as u64));
-            let wraps = !key.mode.is64() && next.0 > u32::MAX as u64 || next.0 == 0;
-            if wraps || key.mode.is64() && !paging::is_canonical(next.0) {
-                return Ok(None);
-            }
-            let Some(next_phys) = self.code_page(bus, key.mode, next)? else { return Ok(None) };
-            let Some(next_page) = bus.ram().page_index(next_phys) else { return Ok(None) };
-            joined[..PAGE_SIZE].copy_from_slice(bus.ram().page_bytes(page));
-            joined[PAGE_SIZE..].copy_from_slice(&bus.ram().page_bytes(next_page)[..15]);
-            self.mark_code(bus, next_page);
-            let id = self.blocks.page_id(next.page(), next_phys.page(), key.mode);
-            second = Some((id, next_phys.page()));
-        }
-        self.mark_code(bus, page);
-        let bytes = if second.is_some() { &joined[..] } else { bus.ram().page_bytes(page) };
-        let (origin, cold) = self.blocks.next_addresses();
-        let place = Place {
-            origin,
-            cold,
-            base: self.arena.base(),
-            thunks: self.thunks,
-            block: self.blocks.next_id(),
-            page_id: self.blocks.page_id(key.virt >> 12, phys.page(), key.mode),
-            second,
-        };
-        let limit = if second.is_some() {
-            1
-        } else if key.shares {
-            key.limit
-        } else {
-            // A twin has the same instructions.
-            let other = self.blocks.find(&BlockKey { shares: true, ..key });
-            other.map_or(key.limit, |other| self.blocks.get(other).count)
-        };
-        let whole = key.shares && u64::from(key.limit) == regs::MAX_BLOCK;
-        let start = key.phys as usize % PAGE_SIZE;
-        let known = |at: usize| {
-            let away = (at as u64).wrapping_sub(start as u64);
-            let (phys, virt) = (key.phys.wrapping_add(away), key.virt.wrapping_add(away));
-            whole && self.blocks.find(&BlockKey { phys, virt, ..key }).is_some()
-        };
-        self.translator.read(key, bytes, limit, &self.debugging.breakpoints, known);
-        let (block, code, cold) = self.translator.block(key, bytes, place, &mut self.blocks.exits);
-        self.arena.write_code(place.origin, &code);
-        self.arena.write_code(place.cold, &cold);
-        self.statistics.blocks_translated += 1;
-        Ok(Some(self.blocks.add(block)))
-    }
-
-    fn mark_code(&mut self, bus: &mut dyn Bus, page: usize) {
-        if !bus.ram().marks(page).any(Marks::CODE) {
-            bus.ram().add_marks(page, Marks::CODE);
-            self.tlb.forbid_writes(&self.arena, page);
-        }
-    }
-
     /// Calls translated code at `address`; returns the exit taken.
     pub(super) fn enter(&mut self, address: u32) -> ExitId {
         self.statistics.exits += 1;
@@ -434,8 +292,11 @@ impl Vcpu {
             self.drops_seen = self.tlb.drops;
             let id = self.enter(address);
             if id == ExitId(HOST_FAULT) {
-                self.host_fault(bus);
-                return;
+                match self.host_fault(bus) {
+                    Next::Enter(at) => address = at,
+                    Next::Loop => return,
+                }
+                continue;
             }
             let exit = self.blocks.exits[id.0 as usize];
             let overdrawn = regs::decode_budget(self.hot().budget) < 0;
@@ -525,15 +386,20 @@ impl Vcpu {
         state.rip = if is64 { virt } else { virt.wrapping_sub(state.seg[1].base) & 0xffff_ffff };
     }
 
-    fn host_fault(&mut self, bus: &mut dyn Bus) {
+    fn host_fault(&mut self, bus: &mut dyn Bus) -> Next {
         let fault = self.hot().fault;
         let Some((block, k)) = self.blocks.at_host(fault.rip as u32) else {
             panic!("host exception {} at {:#x} outside of any block", fault.vector, fault.rip);
         };
-        mark!(HostFault);
         self.arrive_at(block, k);
+        let mode = self.blocks.get(block).key.mode;
+        if let Some(next) = self.mirror_fault(bus, mode, block, k, fault) {
+            return next;
+        }
+        mark!(HostFault);
         let exception = self.host_exception();
         self.raise(bus, exception);
+        Next::Loop
     }
 
     /// The block for RIP in the same mode that the budget in hand covers, and whether it is a whole
@@ -641,8 +507,13 @@ impl Vcpu {
             Ok((instr, class)) => {
                 let access = matches!(self.blocks.exits[id.0 as usize].kind, ExitKind::Access { .. });
                 profile::interpreted(instr.mnemonic(), access);
-                self.fill_for_string(bus, mode, &instr);
-                self.interpret_as(bus, &instr, class, budget)
+                match self.string_in_mirror(bus, mode, &instr, budget) {
+                    Some(done) => Ok(done),
+                    None => {
+                        self.fill_for_string(bus, mode, &instr);
+                        self.interpret_as(bus, &instr, class, budget)
+                    }
+                }
             }
             Err(exception) => Err(Faulted::from(exception)),
         };
@@ -702,7 +573,7 @@ impl Vcpu {
     }
 
     /// An instruction as it was before its own page walks set Accessed and Dirty bits where code is.
-    fn before_disturbance(&self, bus: &mut dyn Bus, block: BlockId, k: u8) -> Option<Instruction> {
+    pub(super) fn before_disturbance(&self, bus: &mut dyn Bus, block: BlockId, k: u8) -> Option<Instruction> {
         if !bus.ram().is_disturbed() {
             return None;
         }
@@ -725,7 +596,14 @@ impl Vcpu {
         Some(self.decode(&bytes)).filter(|instr| !instr.is_invalid())
     }
 
-    fn resume_after(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId, k: u8, retired: u64) -> Next {
+    pub(super) fn resume_after(
+        &mut self,
+        bus: &mut dyn Bus,
+        mode: Mode,
+        block: BlockId,
+        k: u8,
+        retired: u64,
+    ) -> Next {
         let quiet = self.flush.is_empty()
             && self.tlb.in_space(self.root())
             && !bus.ram().is_disturbed()

@@ -149,6 +149,7 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
         hot.fault.vector = vector;
         hot.fault.rip = rip;
         hot.fault.address = registers[libc::REG_CR2 as usize] as u64;
+        hot.fault.error = registers[libc::REG_ERR as usize] as u64;
         registers[libc::REG_RIP as usize] = running.exit_thunk as i64;
         registers[libc::REG_RCX as usize] = HOST_FAULT as i64;
         return;

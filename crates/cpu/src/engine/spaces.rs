@@ -36,14 +36,14 @@ struct Space {
     root: u64,
     generation: [u64; 3],
     /// See [`Spaces::shown`].
-    shown: Vec<u64>,
+    shown: [Vec<u64>; 2],
     /// When it was last entered.
     entered: u64,
 }
 
 impl Space {
     fn new(root: u64, generation: [u64; 3]) -> Self {
-        Self { root, generation, shown: Vec::new(), entered: 0 }
+        Self { root, generation, shown: Default::default(), entered: 0 }
     }
 }
 
@@ -72,8 +72,9 @@ impl Spaces {
         self.list[self.current].root
     }
 
-    /// Virtual pages of code to be looked for as soon as the current space is entered again.
-    pub fn shown(&mut self) -> &mut Vec<u64> {
+    /// Virtual pages of code to be looked for as soon as the current space is entered again: what ran not
+    /// mirrored, and mirrored.
+    pub fn shown(&mut self) -> &mut [Vec<u64>; 2] {
         &mut self.list[self.current].shown
     }
 

@@ -20,9 +20,10 @@ use super::thunks::{put_flags_aside, restore_flags};
 use crate::marks::mark;
 use base::PAGE_SIZE;
 use iced_x86::{Code, Instruction, OpKind, Register};
+use std::arch::asm;
 
 /// Mode sets of 64-bit code, which have thunks.
-pub const STRING_SETS: usize = 3;
+pub const STRING_SETS: usize = 4;
 
 /// What tells string instructions apart that have a thunk.
 #[derive(Clone, Copy)]
@@ -73,6 +74,38 @@ impl Shape {
     /// Bytes of an element.
     pub fn element(self) -> u64 {
         1 << self.log
+    }
+
+    /// Has the host execute iterations of it upwards, at these addresses, with `rax` in RAX.
+    ///
+    /// # Safety
+    /// The destination, and the source of one that moves, are that long, and nobody else's meanwhile.
+    pub unsafe fn execute(self, iterations: u64, rsi: u64, rdi: u64, rax: u64) {
+        macro_rules! repeat {
+            ($instruction:literal) => {
+                // SAFETY: as the caller promises; the direction flag is clear in Rust.
+                unsafe {
+                    asm!(
+                        concat!("rep ", $instruction),
+                        inout("rcx") iterations => _,
+                        inout("rsi") rsi => _,
+                        inout("rdi") rdi => _,
+                        in("rax") rax,
+                        options(nostack, preserves_flags)
+                    )
+                }
+            };
+        }
+        match (self.moves, self.log) {
+            (true, 0) => repeat!("movsb"),
+            (true, 1) => repeat!("movsw"),
+            (true, 2) => repeat!("movsd"),
+            (true, _) => repeat!("movsq"),
+            (false, 0) => repeat!("stosb"),
+            (false, 1) => repeat!("stosw"),
+            (false, 2) => repeat!("stosd"),
+            (false, _) => repeat!("stosq"),
+        }
     }
 
     fn all() -> [Self; Self::COUNT] {

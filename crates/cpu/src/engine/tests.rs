@@ -4,6 +4,7 @@
 mod contexts;
 mod fast_calls;
 mod found;
+mod mirrored;
 mod modes;
 
 use super::contexts::PROCESSORS_MAX;
@@ -84,7 +85,12 @@ impl Guest {
             assert!(board.ram.write_u64(GuestPhys(TABLES + 0x3000 + 8 * page), entry));
         }
         assert!(board.ram.write(GuestPhys(CODE), code));
-        let config = VcpuConfig { model: CpuModel::plain(Level::V3), code_cache_bytes: 4 << 20, chaos: None };
+        let config = VcpuConfig {
+            model: CpuModel::plain(Level::V3),
+            code_cache_bytes: 4 << 20,
+            chaos: None,
+            mirror_after: Some(0),
+        };
         let mut cpu = Vcpu::new(config).unwrap();
         set_up(cpu.state_mut());
         Self { cpu, board }

@@ -30,14 +30,14 @@ pub struct Thunks {
     pub strings: StringThunks,
 }
 
-const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
+const CALLEE_SAVED: [Reg; 6] = [Reg(3), Reg(5), Reg(12), Reg(13), Reg(14), Reg(15)];
 
 /// Emits both doors.
 pub fn emit(asm: &mut Asm, base: u32, avx: bool) -> Thunks {
     let field = |offset: u32| Mem::abs(base + offset);
     let enter = asm.here();
     for r in CALLEE_SAVED {
-        push(asm, r);
+        asm.push(r);
     }
     asm.lea(Width::W64, Reg::RSP, Mem::base(Reg::RSP, -8));
     asm.store(Width::W64, field(Field::HOST_RSP), Reg::RSP);
@@ -77,7 +77,7 @@ pub fn emit(asm: &mut Asm, base: u32, avx: bool) -> Thunks {
     }
     asm.lea(Width::W64, Reg::RSP, Mem::base(Reg::RSP, 8));
     for r in CALLEE_SAVED.iter().rev() {
-        pop(asm, *r);
+        asm.pop(*r);
     }
     asm.bytes(&[0xc3]);
     let search = std::array::from_fn(|set| [false, true].map(|write| search(asm, base, exit, set, write)));
@@ -85,20 +85,6 @@ pub fn emit(asm: &mut Asm, base: u32, avx: bool) -> Thunks {
     let indirect = std::array::from_fn(|set| look_behind(asm, base, exit, set));
     let fast_calls = fast_calls::thunks(asm, base, exit);
     Thunks { enter, exit, search, indirect, fast_calls, strings }
-}
-
-fn push(asm: &mut Asm, r: u8) {
-    if r >= 8 {
-        asm.bytes(&[0x41]);
-    }
-    asm.bytes(&[0x50 | (r & 7)]);
-}
-
-fn pop(asm: &mut Asm, r: u8) {
-    if r >= 8 {
-        asm.bytes(&[0x41]);
-    }
-    asm.bytes(&[0x58 | (r & 7)]);
 }
 
 /// Emits the search of a spill table: with the access's address in R10, its last byte's in R11 and

@@ -22,6 +22,7 @@ use super::hot::{
     CODE_SLOTS, DataTlb, Hot, ModeSet, SETS, SPILL_WAYS, SpillEntry, TLB_ENTRIES, code_slot, empty_tag,
     spill_slot, spill_way, spill_way_offset, tlb_slot,
 };
+use super::mirror::{Mirror, Run};
 use super::spaces::{KINDS, Kind, Spaces};
 use super::tables::{Range, Tables, Written};
 use super::writers::Writers;
@@ -36,8 +37,8 @@ const PRESENT: u64 = 1 | 1 << 32;
 const CODE_ENTRIES: usize = 8192;
 /// Code pages of a program that are shown to emitted code again when its address space returns.
 const SHOWN_AGAIN: usize = 64;
-/// The mode set of 64-bit programs.
-const PROGRAMS: usize = 2;
+/// The mode sets of 64-bit programs, not mirrored and mirrored.
+const PROGRAMS: [usize; 2] = [2, 3];
 /// Pages from which on a range is dropped by giving everything a new generation.
 const LARGE_RANGE: u64 = 2048;
 
@@ -118,6 +119,8 @@ pub struct Tlb {
     tables: Tables,
     writers: Writers,
     code: Box<[CodeEntry]>,
+    /// What mirrored code may access.
+    pub mirror: Mirror,
     epoch: u64,
     /// The address space, by its top table, of whose lower half nothing is cached: a program ends with one
     /// store after the other that takes large parts of it away.
@@ -145,6 +148,7 @@ impl Tlb {
             tables: Tables::default(),
             writers: Writers::default(),
             code: vec![CodeEntry::default(); SPILL_WAYS * CODE_ENTRIES].into_boxed_slice(),
+            mirror: Mirror::default(),
             epoch: 0,
             empty_space: None,
             drops: 0,
@@ -228,6 +232,45 @@ impl Tlb {
             self.empty_space = None;
             self.sets[number].local_data = true;
         }
+    }
+
+    /// Prepares the mirror for holding the translation behind an access by a program, for writes too if it
+    /// was one, or if a write (`writable`: the tables have nothing against it) need not be heard of. What
+    /// is to be mapped; `None` if it cannot be held.
+    pub fn admit_to_mirror(
+        &mut self,
+        arena: &Arena,
+        ram: &mut Ram,
+        access: Touched,
+        mapping: &Mapping,
+        writable: bool,
+    ) -> Option<Run> {
+        let Touched { write, address, page } = access;
+        self.fills += 1;
+        self.note_tables(arena, ram, address, mapping);
+        let marks = ram.marks(page);
+        let unheard = marks.any(Marks::DIRTY) && !marks.any(Marks::HOOKED);
+        if marks.any(Marks::READ_WATCHED) || write && !unheard {
+            return None;
+        }
+        let write = write || writable && unheard;
+        let virt = address.page_base().0;
+        if write {
+            self.writers.note(page, virt);
+        }
+        self.empty_space = None;
+        Some(Run { virt, index: page, pages: 1, write })
+    }
+
+    /// Has the mirror allow writes to a page of RAM that it holds at `virt`, which the tables have nothing
+    /// against; whether that may be.
+    pub fn admit_writes_to_mirror(&mut self, ram: &mut Ram, virt: u64, page: usize) -> bool {
+        if ram.marks(page).any(Marks::HOOKED) {
+            return false;
+        }
+        ram.mark_dirty(page);
+        self.writers.note(page, virt);
+        true
     }
 
     /// Has the next access at `virt` that does not look whether it may be made find `addend`. Those that
@@ -331,6 +374,7 @@ impl Tlb {
             Some(addresses) => {
                 for virt in addresses.into_iter().flatten() {
                     self.drops += 1;
+                    self.mirror.forbid_write(virt);
                     for set in 0..SETS {
                         drop_data(&mut hot(arena).sets[set], Kind::Write, virt, 0..SPILL_WAYS);
                     }
@@ -371,6 +415,7 @@ impl Tlb {
             return;
         }
         let Range { virt, pages, .. } = range;
+        self.mirror.drop_range(range.root, virt, pages);
         let addresses = || (0..pages).map(move |n| virt.wrapping_add(n * PAGE_SIZE as u64));
         // In one address space only? Then the direct-mapped tables hold it only if that is current.
         let only = range.root.filter(|_| range.is_low());
@@ -418,6 +463,7 @@ impl Tlb {
             self.drop_everything(arena);
             return;
         };
+        self.mirror.drop_space(root);
         if current {
             self.clear_local(arena);
         }
@@ -470,18 +516,21 @@ impl Tlb {
 
     /// Notes for the address space being left which code pages of its program emitted code knew.
     fn remember_code(&mut self) {
-        let SetSide { filled, code, .. } = &self.sets[PROGRAMS];
-        let latest = &filled.0[filled.0.len().saturating_sub(SHOWN_AGAIN)..];
-        let shown = self.spaces.shown();
-        shown.clear();
-        shown.extend(latest.iter().map(|slot| code[*slot as usize].virt_page));
+        for (set, shown) in PROGRAMS.into_iter().zip(self.spaces.shown()) {
+            let SetSide { filled, code, .. } = &self.sets[set];
+            let latest = &filled.0[filled.0.len().saturating_sub(SHOWN_AGAIN)..];
+            shown.clear();
+            shown.extend(latest.iter().map(|slot| code[*slot as usize].virt_page));
+        }
     }
 
     /// Tells emitted code of them as far as they are still there. Without it each costs an exit.
     fn show_code_again(&mut self, arena: &Arena) {
         let mut shown = std::mem::take(self.spaces.shown());
-        for page in shown.drain(..) {
-            self.find_code(arena, PROGRAMS, GuestVirt(page << 12));
+        for (set, shown) in PROGRAMS.into_iter().zip(&mut shown) {
+            for page in shown.drain(..) {
+                self.find_code(arena, set, GuestVirt(page << 12));
+            }
         }
         *self.spaces.shown() = shown;
     }
@@ -500,6 +549,7 @@ impl Tlb {
     }
 
     fn drop_everything(&mut self, arena: &Arena) {
+        self.mirror.clear();
         (0..SETS).for_each(|set| self.clear_set(arena, set));
         KINDS.into_iter().for_each(|kind| self.renew(arena, kind));
     }
@@ -508,6 +558,7 @@ impl Tlb {
     fn drop_writes(&mut self, arena: &Arena) {
         self.drops += 1;
         self.writers.forget();
+        self.mirror.forbid_writes();
         self.renew(arena, Kind::Write);
         for set in &mut hot(arena).sets {
             clear_data(&mut set.data[WRITE]);

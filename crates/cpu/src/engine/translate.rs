@@ -15,7 +15,7 @@ use super::contexts;
 use super::emit::{Ea, Emitter, guest_of};
 use super::groups::{Grouping, Plan};
 use super::hot::Field;
-use super::plain::Rewriter;
+use super::plain::{Rewriter, wide_bit_string};
 use super::privileged;
 use super::regs;
 use super::strings::{self, Shape};
@@ -55,6 +55,19 @@ struct Decoded {
     len: u8,
     /// A debugger stops before it, and before each iteration if it is a repeated one.
     breakpoint: bool,
+    /// Its accesses are checked although the code is mirrored.
+    apart: bool,
+}
+
+/// What reading a block asks of those who know more than its page.
+pub trait Surroundings {
+    /// Whether another block begins at an offset of the page: the block being read ends there rather than
+    /// have the same instructions again.
+    fn begins_block(&self, at: usize) -> bool;
+    /// Whether mirrored code is to check the accesses of the instruction at a linear address.
+    fn is_checked(&self, virt: u64) -> bool;
+    /// Whether mirrored code may access a linear address, and some bytes behind it, without a guard.
+    fn claims(&mut self, virt: u64) -> bool;
 }
 
 /// Keeps what is expensive to make.
@@ -115,18 +128,17 @@ impl Translator {
 
     /// Decodes the block of `key`, of at most `limit` instructions: the first step. `page` is what its
     /// page holds; or, for the one instruction that reaches into the next page, that and the next
-    /// page's beginning. Where the page holds the beginning of another block, which `known` tells of
-    /// an offset, the block ends rather than have the same instructions again.
+    /// page's beginning.
     pub fn read(
         &mut self,
         key: BlockKey,
         page: &[u8],
         limit: u8,
         breakpoints: &BTreeSet<u64>,
-        known: impl Fn(usize) -> bool,
+        surroundings: &mut dyn Surroundings,
     ) {
-        self.grouping.begin();
-        self.decode(key, page, limit, known);
+        self.grouping.begin(key.mode.has(Mode::MIRRORED));
+        self.decode(key, page, limit, surroundings);
         if !breakpoints.is_empty() {
             // A block ends where the loop has to look at a breakpoint.
             let at = |d: &Decoded| breakpoints.contains(&key.virt.wrapping_add_signed(d.delta as i64));
@@ -159,6 +171,7 @@ impl Translator {
         for (k, d) in decoded.iter().enumerate() {
             insns.push(Insn { delta: d.delta, host: offset(&e) });
             e.insn = k as u8;
+            e.apart = d.apart;
             e.retry = e.asm.here();
             e.two_checks =
                 matches!(d.class, Class::Push | Class::CallIndirect) && d.instr.op0_kind() == OpKind::Memory;
@@ -195,7 +208,7 @@ impl Translator {
         (block, code, cold)
     }
 
-    fn decode(&mut self, key: BlockKey, page: &[u8], limit: u8, known: impl Fn(usize) -> bool) {
+    fn decode(&mut self, key: BlockKey, page: &[u8], limit: u8, surroundings: &mut dyn Surroundings) {
         let group = key.shares && key.mode.is64();
         self.decoded.clear();
         let begin = key.phys as usize % PAGE_SIZE;
@@ -203,7 +216,7 @@ impl Translator {
         let mut decoder = Decoder::with_ip(key.mode.bits(), page, base, decoder_options());
         let mut position = begin;
         while self.decoded.len() < limit as usize {
-            if !self.decoded.is_empty() && known(position) {
+            if !self.decoded.is_empty() && surroundings.begins_block(position) {
                 mark!(RunsIntoAnother);
                 return;
             }
@@ -218,8 +231,12 @@ impl Translator {
             let used = Used::of(info);
             let class =
                 if crossing { Class::InterpretAndLeave } else { classify(&instr, info, key.mode, self.v3) };
-            if group {
-                self.grouping.add(&instr, class, used, self.decoded.len() as u8);
+            let insn = self.decoded.len() as u8;
+            let apart = key.mode.has(Mode::MIRRORED) && stands_apart(&instr, class, surroundings);
+            match (group, apart) {
+                (true, false) => self.grouping.add(&instr, class, used, insn),
+                (true, true) => self.grouping.add_apart(&instr, class, used, insn),
+                _ => {}
             }
             let end = decoder.position();
             let (delta, len) = ((position as i64 - begin as i64) as i16, (end - position) as u8);
@@ -229,7 +246,8 @@ impl Translator {
                 _ => instr.near_branch_target() as usize % PAGE_SIZE,
             };
             let next = (position as i64 - begin as i64) as i16;
-            self.decoded.push(Decoded { instr, class, used, then, delta, next, len, breakpoint: false });
+            let breakpoint = false;
+            self.decoded.push(Decoded { instr, class, used, then, delta, next, len, breakpoint, apart });
             if then == Then::Next && ends_block(class, &instr) || position >= page.len() {
                 return;
             }
@@ -282,7 +300,7 @@ impl Translator {
                 Ok(())
             }
             Class::Registers => self.rewriter.registers(e, instr, d.used, bytes),
-            Class::Memory => self.rewriter.memory(e, instr, d.used),
+            Class::Memory => self.rewriter.memory(e, instr, d.used, bytes),
             Class::Lea => {
                 lea(e, instr);
                 Ok(())
@@ -318,6 +336,20 @@ impl Translator {
         }
         true
     }
+}
+
+/// Whether an instruction of mirrored code is translated with checks nevertheless: it has not done well
+/// without, its operand is at an address that the mirror cannot have, or may be far from where it points, or
+/// it changes registers before it accesses memory (PUSHF).
+fn stands_apart(instr: &Instruction, class: Class, surroundings: &mut dyn Surroundings) -> bool {
+    let memory = (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory);
+    let (base, index) = (instr.memory_base(), instr.memory_index());
+    let absolute = instr.is_ip_rel_memory_operand() || base == Register::None && index == Register::None;
+    let based = matches!(instr.memory_segment(), Register::FS | Register::GS);
+    class == Class::Interpret
+        || surroundings.is_checked(instr.ip())
+        || wide_bit_string(instr)
+        || memory && absolute && !based && !surroundings.claims(instr.memory_displacement64())
 }
 
 fn ends_block(class: Class, instr: &Instruction) -> bool {
@@ -408,8 +440,15 @@ fn branch(e: &mut Emitter, instr: &Instruction, class: Class, rest: u8) -> bool 
             let extra = if instr.op_count() == 1 { instr.immediate16() as i32 } else { 0 };
             let ea = e.stack(0);
             let slot = e.check(ea, size as usize, false);
-            e.asm.load(if wide { Width::W64 } else { Width::W32 }, Reg::R10, slot);
-            e.move_stack(size + extra);
+            if e.in_place() {
+                e.asm.pop(Reg::R10);
+                if extra != 0 {
+                    e.move_stack(extra);
+                }
+            } else {
+                e.asm.load(if wide { Width::W64 } else { Width::W32 }, Reg::R10, slot);
+                e.move_stack(size + extra);
+            }
             e.jump_indirect();
         }
         Class::JumpIndirect => {
@@ -522,8 +561,23 @@ fn push_return_address(e: &mut Emitter, instr: &Instruction) {
     let (width, size) = stack_width(e);
     let ea = e.stack(-size);
     let slot = e.check(ea, size as usize, true);
+    if e.in_place() {
+        push_constant(e, next);
+        return;
+    }
     store_constant(e, width, slot, next);
     e.move_stack(-size);
+}
+
+/// Pushes a constant where the guest's stack is.
+fn push_constant(e: &mut Emitter, value: u64) {
+    match i32::try_from(value as i64) {
+        Ok(narrow) => e.asm.push_imm(narrow),
+        Err(_) => {
+            e.asm.mov_imm(Reg::RCX, value);
+            e.asm.push(Reg::RCX);
+        }
+    }
 }
 
 fn stack_width(e: &Emitter) -> (Width, i32) {
@@ -549,6 +603,13 @@ fn push(e: &mut Emitter, instr: &Instruction) {
             let guest = guest_of(instr.op0_register()).expect("push of a general register");
             let ea = e.stack(-size);
             let slot = e.check(ea, size as usize, true);
+            if e.in_place() {
+                match regs::home(guest) {
+                    Some(home) => e.asm.push(home),
+                    None => e.asm.push_mem(e.slot(guest)),
+                }
+                return;
+            }
             let value = e.read_guest(guest, Reg::RCX);
             e.asm.store(width, slot, value);
         }
@@ -571,6 +632,10 @@ fn push(e: &mut Emitter, instr: &Instruction) {
             let value = instr.immediate(0);
             let ea = e.stack(-size);
             let slot = e.check(ea, size as usize, true);
+            if e.in_place() {
+                push_constant(e, value);
+                return;
+            }
             store_constant(e, width, slot, value);
         }
     }
@@ -582,6 +647,13 @@ fn pop(e: &mut Emitter, instr: &Instruction) {
     let guest = guest_of(instr.op0_register()).expect("pop to a general register");
     let ea = e.stack(0);
     let slot = e.check(ea, size as usize, false);
+    if e.in_place() {
+        match regs::home(guest) {
+            Some(home) => e.asm.pop(home),
+            None => e.asm.pop_mem(e.slot(guest)),
+        }
+        return;
+    }
     if let Some(home) = regs::home(guest) {
         e.asm.load(width, home, slot);
     } else {

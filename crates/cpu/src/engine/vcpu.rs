@@ -6,7 +6,8 @@ use super::blocks::{Blocks, Mode};
 use super::contexts::{Contexts, PROCESSORS_MAX};
 use super::debugging::Debugging;
 use super::fast_calls::Family;
-use super::hot::Hot;
+use super::hot::{Field, Hot};
+use super::mirrored::Mirroring;
 use super::thunks::{self, Thunks};
 use super::tlb::Tlb;
 use super::translate::Translator;
@@ -29,6 +30,9 @@ pub struct VcpuConfig {
     /// Drop translations and code at pseudo-random times derived from this number: results must
     /// not change. `None`: never without need.
     pub chaos: Option<u64>,
+    /// Instructions after which a program's memory is mirrored, if it kept its processor meanwhile (see
+    /// `mirror`): results must not change. `None`: never.
+    pub mirror_after: Option<u64>,
 }
 
 /// Why a vCPU could not be made.
@@ -102,11 +106,12 @@ pub struct Vcpu {
     /// The last TLB miss in translated code and how often it was filled for: see `run`.
     pub(super) last_miss: Miss,
     pub(super) chaos: Option<u64>,
-    /// CR0, CR4 and XCR0 that `family` goes by.
-    control: [u64; 3],
+    /// CR0, CR4, XCR0 and whether programs are mirrored, that `family` goes by.
+    control: [u64; 4],
     family: Family,
     pub(super) contexts: Contexts,
     pub(super) debugging: Debugging,
+    pub(super) mirroring: Mirroring,
     pub(super) interpret_all: bool,
     pub statistics: Statistics,
 }
@@ -165,9 +170,10 @@ impl Vcpu {
             drops_seen: 0,
             last_miss: Miss::default(),
             chaos: config.chaos,
-            control: [0; 3],
+            control: [0; 4],
             family: Family::default(),
             debugging: Debugging::default(),
+            mirroring: Mirroring::new(config.mirror_after),
             interpret_all: false,
             statistics: Statistics::default(),
         })
@@ -234,6 +240,9 @@ impl Vcpu {
             if state.cr4 & cr4::TSD == 0 {
                 mode = mode.with(Mode::USER_TSC);
             }
+            if mode.is64() && self.mirroring.on {
+                mode = mode.with(Mode::MIRRORED);
+            }
         } else {
             if state.cpl == 0 {
                 mode = mode.with(Mode::RING0);
@@ -258,7 +267,8 @@ impl Vcpu {
         let common = Mode::of_bits(64).with(units(state));
         let flag = |bit, mode| if state.cr4 & bit != 0 { mode } else { Mode::default() };
         let kernel = common.with(Mode::RING0).with(flag(cr4::SMAP, Mode::SMAP));
-        let program = common.with(Mode::USER);
+        let mirrored = if self.mirroring.on { Mode::MIRRORED } else { Mode::default() };
+        let program = common.with(Mode::USER).with(mirrored);
         Family {
             kernel,
             lifted: kernel.with(Mode::AC),
@@ -269,11 +279,13 @@ impl Vcpu {
     /// Makes the tables those of `mode`; to be called before translated code of that mode runs.
     pub(super) fn enter_mode(&mut self, mode: Mode) {
         let state = self.state();
-        let control = [state.cr0, state.cr4, state.xcr0];
+        let control = [state.cr0, state.cr4, state.xcr0, self.mirroring.on as u64];
         if self.control != control {
             self.control = control;
             self.family = self.family();
         }
+        let program_jump = Field::set(self.family.program.set()) + Field::JUMP;
+        self.hot().program_jump = u64::from(self.arena.base() + program_jump);
         self.tlb.enter_mode(&self.arena, &self.family, mode);
     }
 }

@@ -1,6 +1,6 @@
 //! The long soak: random programs on the host CPU and in the engine.
 //!
-//! `oracle-campaign FIRST LAST [--compat PERCENT] [--threads N] [--pace whole|single|stops|all]
+//! `oracle-campaign FIRST LAST [--compat PERCENT] [--threads N] [--pace whole|single|stops|mirrored|all]
 //! [--alignment] [--failures N] [--no-minimise]` runs the cases of seeds FIRST to LAST (exclusive),
 //! prints what was exercised and every mismatch made small, and fails if there was one.
 
@@ -10,7 +10,7 @@ use oracle::{
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: oracle-campaign FIRST LAST [--compat PERCENT] [--threads N] \
-    [--pace whole|single|stops|all] [--alignment] [--failures N] [--no-minimise]";
+    [--pace whole|single|stops|mirrored|all] [--alignment] [--failures N] [--no-minimise]";
 
 struct Arguments {
     first: u64,
@@ -27,7 +27,7 @@ fn parse() -> Option<Arguments> {
         first: 0,
         last: 0,
         threads: 1,
-        paces: vec![Pace::Whole, Pace::Single, Pace::Stops],
+        paces: Pace::ALL.to_vec(),
         options: Options { exclude: UNLIKE_HOST.to_vec(), ..Options::default() },
         budget: Budget::default(),
     };
@@ -43,6 +43,7 @@ fn parse() -> Option<Arguments> {
                 "whole" => parsed.paces = vec![Pace::Whole],
                 "single" => parsed.paces = vec![Pace::Single],
                 "stops" => parsed.paces = vec![Pace::Stops],
+                "mirrored" => parsed.paces = vec![Pace::Mirrored],
                 "all" => {}
                 _ => return None,
             },

@@ -48,6 +48,18 @@ pub enum Pace {
     Single,
     /// Stopped at random positions, with caches dropped and epochs begun at some of them.
     Stops,
+    /// With the program's memory mirrored, as far as this process has no other mirror; half of the cases
+    /// from start to end, half stopped like the others.
+    Mirrored,
+}
+
+impl Pace {
+    /// All of them.
+    pub const ALL: [Pace; 4] = [Pace::Whole, Pace::Single, Pace::Stops, Pace::Mirrored];
+
+    fn stops(self, case: &Case) -> bool {
+        self == Pace::Stops || self == Pace::Mirrored && !case.seed.is_multiple_of(2)
+    }
 }
 
 /// Runs cases in the engine.
@@ -69,7 +81,12 @@ impl EngineExecutor {
     /// When the host cannot run the processor model.
     pub fn new(pace: Pace) -> Result<Self, CpuError> {
         let model = CpuModel::for_host(Level::V3, &cpu::host_features(), 1);
-        let cpu = Vcpu::new(VcpuConfig { model, code_cache_bytes: 4 << 20, chaos: None })?;
+        let cpu = Vcpu::new(VcpuConfig {
+            model,
+            code_cache_bytes: 4 << 20,
+            chaos: None,
+            mirror_after: (pace == Pace::Mirrored).then_some(0),
+        })?;
         let mut executor = Self { cpu, board: Board::new(), pace };
         executor.cpu.set_interpret_all(pace == Pace::Single);
         Ok(executor)
@@ -105,7 +122,7 @@ impl EngineExecutor {
     /// Runs until the guest halts; false when it does not.
     fn go(&mut self, case: &Case) -> Exit {
         let end = self.cpu.position().after(RETIRED_MAX);
-        if self.pace != Pace::Stops {
+        if !self.pace.stops(case) {
             return self.cpu.run(&mut self.board, end);
         }
         let mut dice = Dice::new(case.seed, 0x5709);

@@ -39,7 +39,9 @@ fn begin(state: &mut CpuState, cpu: u64) {
 fn several(processors: u32) -> Guest {
     let mut guest = Guest::program(program);
     let model = CpuModel { processors, ..CpuModel::plain(Level::V3) };
-    guest.cpu = Vcpu::new(VcpuConfig { model, code_cache_bytes: 4 << 20, chaos: None }).unwrap();
+    guest.cpu =
+        Vcpu::new(VcpuConfig { model, code_cache_bytes: 4 << 20, chaos: None, mirror_after: Some(0) })
+            .unwrap();
     (0..processors).for_each(|cpu| begin(guest.cpu.context_mut(cpu), cpu.into()));
     guest
 }
@@ -127,7 +129,9 @@ fn an_interrupt_shadow_lasts_until_its_processor_runs_again() {
 fn application_processors_wait_for_their_start_up_message() {
     let mut guest = several(1);
     let model = CpuModel { processors: 3, ..CpuModel::plain(Level::V3) };
-    guest.cpu = Vcpu::new(VcpuConfig { model, code_cache_bytes: 4 << 20, chaos: None }).unwrap();
+    guest.cpu =
+        Vcpu::new(VcpuConfig { model, code_cache_bytes: 4 << 20, chaos: None, mirror_after: Some(0) })
+            .unwrap();
     guest.cpu.select(2);
     assert_eq!(guest.run(), Exit::Halted);
     guest.cpu.context_mut(2).start_up(0x10);
@@ -139,6 +143,9 @@ fn application_processors_wait_for_their_start_up_message() {
 fn no_processor_and_too_many_are_refused() {
     for processors in [0, PROCESSORS_MAX + 1, u32::MAX] {
         let model = CpuModel { processors, ..CpuModel::plain(Level::V3) };
-        assert!(Vcpu::new(VcpuConfig { model, code_cache_bytes: 4 << 20, chaos: None }).is_err());
+        assert!(
+            Vcpu::new(VcpuConfig { model, code_cache_bytes: 4 << 20, chaos: None, mirror_after: Some(0) })
+                .is_err()
+        );
     }
 }
