@@ -160,14 +160,17 @@ fn resident_beyond(pid: u32, guest_ram: u64) -> Option<u64> {
 fn beyond(smaps: &str, guest_ram: u64) -> Option<u64> {
     let kilobytes = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
     let (mut total, mut size) = (0, 0);
-    let mut seen = false;
+    let (mut seen, mut named) = (false, false);
     for line in smaps.lines() {
-        if line.starts_with("Size:") {
+        if line.split_once(' ').is_some_and(|(first, _)| first.contains('-')) {
+            // Programs that are mirrored have pages of RAM at other addresses as well.
+            named = line.contains("/memfd:guest-ram");
+        } else if line.starts_with("Size:") {
             size = kilobytes(line)? << 10;
         } else if line.starts_with("Rss:") {
             seen = true;
             // A mapping that the kernel has merged with the one for RAM is a page or two longer.
-            let is_ram = size >= guest_ram && size < guest_ram + (16 << 20);
+            let is_ram = named || size >= guest_ram && size < guest_ram + (16 << 20);
             total += if is_ram { 0 } else { kilobytes(line)? << 10 };
         }
     }
@@ -233,7 +236,8 @@ mod tests {
     #[test]
     fn the_guests_memory_is_not_counted() {
         let smaps = "10000000-30000000 rw-p 0 00:00 0\nSize:  524288 kB\nRss:  400000 kB\nPss: 1 kB\n\
-                     40000000-40001000 r-xp 0 00:00 0\nSize: 4 kB\nRss: 4 kB\n";
+                     40000000-40001000 r-xp 0 00:00 0\nSize: 4 kB\nRss: 4 kB\n\
+                     50000000-50001000 rw-s 0 00:01 9 /memfd:guest-ram (deleted)\nSize: 4 kB\nRss: 4 kB\n";
         assert_eq!(beyond(smaps, 512 << 20), Some(4096));
         assert_eq!(beyond("", 512 << 20), None);
     }
