@@ -14,6 +14,9 @@ use std::sync::Arc;
 pub const LOW_RAM_MAX: u64 = 0xc000_0000;
 /// Where RAM continues above the device hole.
 const HIGH_RAM: u64 = 1 << 32;
+/// Where the mapping is if nothing else is: far from where programs have anything, ours and the guest's, of which
+/// a processor may want to map pages at the same addresses.
+const WANTED_AT: usize = 0x1800_0000_0000;
 const PROT_RW: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 
 /// Why guest memory could not be made.
@@ -80,10 +83,10 @@ impl Mapping {
     fn new(bytes: u64) -> Result<Self, RamError> {
         let failed = || RamError::Map { bytes, source: std::io::Error::last_os_error() };
         let reserved_bytes = bytes as usize + 2 * PAGE_SIZE;
-        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
+        // SAFETY: a fresh anonymous mapping, elsewhere if something is there.
         let reserved = unsafe {
             libc::mmap(
-                std::ptr::null_mut(),
+                WANTED_AT as *mut libc::c_void,
                 reserved_bytes,
                 libc::PROT_NONE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,

@@ -79,6 +79,12 @@ impl Arena {
         // SAFETY: inside our own mapping, checked; no other thread runs code from it.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), at as usize as *mut u8, code.len()) };
     }
+    /// The bytes at `at` in the code cache.
+    pub fn code_at(&self, at: u32, len: usize) -> &[u8] {
+        assert!(at >= self.code_start() && at as usize + len <= self.code_end() as usize);
+        // SAFETY: inside our own mapping, checked; nobody writes code while it is borrowed.
+        unsafe { std::slice::from_raw_parts(at as usize as *const u8, len) }
+    }
     /// Writes the displacement of the jump whose 32-bit field is at `field`.
     pub fn patch_jump(&mut self, field: u32, target: u32) {
         let distance = target.wrapping_sub(field.wrapping_add(4));

@@ -35,7 +35,7 @@ use super::asm::{Asm, Fixup32, Mem, Reg, Width};
 use super::blocks::{BlockId, DecodedId, Exit, ExitId, ExitKind, Mode};
 use super::groups::{Plan, Use};
 use super::hot::{Field, code_slot, tlb_slot};
-use super::mirror::REACH;
+use super::mirror::{GUARD_LOAD, REACH};
 use super::regs;
 use super::thunks::Thunks;
 use super::translate::Place;
@@ -544,7 +544,7 @@ impl<'a> Emitter<'a> {
             }
         };
         self.asm.shrx(Reg::R11, source, regs::BUDGET);
-        self.asm.bytes(&[0x65, 0x41, 0x8b, 0x0b]); // mov ecx, gs:[r11]
+        self.asm.bytes(&GUARD_LOAD);
         if let Use::Guards { slot } = planned {
             self.led |= 1 << slot;
         }

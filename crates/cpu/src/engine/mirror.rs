@@ -35,12 +35,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How far from a guarded address an access may be.
 pub const REACH: i64 = 512 << 10;
+/// `mov ecx, gs:[r11]`. Nothing else in translated code is relative to GS, so a fault at it is the guard's,
+/// whatever address it was for.
+pub const GUARD_LOAD: [u8; 4] = [0x65, 0x41, 0x8b, 0x0b];
 const PAGE: u64 = base::PAGE_SIZE as u64;
 const CHUNK_SHIFT: u32 = 24;
 const CHUNK: u64 = 1 << CHUNK_SHIFT;
 /// The addresses that programs can have: what the host lets a process map.
 const PROGRAMS: std::ops::Range<u64> = 0x1_0000..(1 << 47) - PAGE;
 const CHUNKS: u64 = 1 << (47 - CHUNK_SHIFT);
+/// Where the guard is if nothing else is: far from where programs have anything, as its chunks are not theirs.
+const GUARD_AT: u64 = 0x1000_0000_0000;
 /// A page for each chunk.
 const GUARD_BYTES: usize = (CHUNKS * PAGE) as usize;
 /// Changes made to what is mapped until all of it is given up: a process may have 65,530 mappings, and
@@ -108,7 +113,7 @@ impl Guard {
         if TAKEN.swap(true, Ordering::Acquire) {
             return None;
         }
-        match reserve(None, GUARD_BYTES) {
+        match reserve(GUARD_AT, false, GUARD_BYTES) {
             Some(at) => Some(Self(at)),
             None => {
                 TAKEN.store(false, Ordering::Release);
@@ -193,7 +198,7 @@ impl Mirror {
             return true;
         }
         let (start, bytes) = extent(chunk);
-        let ours = reserve(Some(start), bytes).is_some();
+        let ours = reserve(start, true, bytes).is_some();
         if ours {
             self.reserved.insert(chunk);
         }
@@ -374,17 +379,18 @@ fn runs(pages: impl Iterator<Item = u64>) -> Vec<(u64, usize)> {
     runs
 }
 
-/// Takes addresses that nothing is at, without any rights; those wanted, or any.
-fn reserve(wanted: Option<u64>, bytes: usize) -> Option<u64> {
-    let fixed = if wanted.is_some() { libc::MAP_FIXED_NOREPLACE } else { 0 };
+/// Takes addresses that nothing is at, without any rights: from `wanted` on, or, unless it has to be
+/// `exactly` there, elsewhere if that is taken.
+fn reserve(wanted: u64, exactly: bool, bytes: usize) -> Option<u64> {
+    let fixed = if exactly { libc::MAP_FIXED_NOREPLACE } else { 0 };
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | fixed;
-    // SAFETY: MAP_FIXED_NOREPLACE never replaces a mapping of anyone else's.
-    let got = unsafe { libc::mmap(wanted.unwrap_or(0) as *mut libc::c_void, bytes, NONE, flags, -1, 0) };
+    // SAFETY: without MAP_FIXED, no mapping of anyone else's is replaced.
+    let got = unsafe { libc::mmap(wanted as *mut libc::c_void, bytes, NONE, flags, -1, 0) };
     if got == libc::MAP_FAILED {
         return None;
     }
     let got = got as u64;
-    if wanted.is_some_and(|wanted| wanted != got) {
+    if exactly && wanted != got {
         // A kernel without MAP_FIXED_NOREPLACE chose another place.
         unmap(got, bytes);
         return None;
@@ -505,7 +511,7 @@ mod tests {
     #[test]
     fn a_chunk_with_something_of_ours_in_it_or_beside_it_cannot_be_claimed() {
         let (mut mirror, ram) = (mirror(), ram());
-        let ours = reserve(Some(HERE + CHUNK + 7 * PAGE), PAGE as usize).unwrap();
+        let ours = reserve(HERE + CHUNK + 7 * PAGE, true, PAGE as usize).unwrap();
         assert!(!mirror.claim(HERE) && !mirror.claim(HERE + CHUNK) && !mirror.claim(HERE + 2 * CHUNK));
         assert!(mirror.claim(HERE - CHUNK));
         assert!(!mirror.map(&ram, Run { virt: HERE, index: 0, pages: 1, write: false }));

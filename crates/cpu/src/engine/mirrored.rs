@@ -12,7 +12,7 @@ use super::blocks::{BlockId, BlockKey, Mode};
 use super::flow::linear_address_unchecked;
 use super::hot::HostFault;
 use super::interpret::Done;
-use super::mirror::Run;
+use super::mirror::{GUARD_LOAD, Run};
 use super::profile::{self, Work};
 use super::run::Next;
 use super::strings::Shape;
@@ -37,7 +37,7 @@ const AROUND: u64 = 16;
 const AROUND_IN_LARGE: u64 = 512;
 /// Faults that may be had at once, and the instructions that have to retire for each other one.
 const CREDIT: i64 = 4000;
-const PER_PAGE: u64 = 20_000;
+const PER_PAGE: u64 = 40_000;
 /// Instructions for which an address space that needed too many pages is left alone.
 const PENALTY: u64 = 400_000_000;
 /// An address space takes the mirror from one that ran within so many instructions only after running
@@ -46,6 +46,8 @@ const RECENT: u64 = 30_000_000;
 const CONTESTED: u64 = 8_000_000;
 /// Iterations of a string instruction executed at once.
 const ITERATIONS_MAX: u64 = 1 << 22;
+/// Instructions of which it is known that they are to be checked.
+const CHECKED_MAX: usize = 1 << 20;
 /// The longest operand.
 const OPERAND_MAX: u64 = 64;
 /// Vectors of the host's faults at an access: #SS, #GP, #PF.
@@ -140,10 +142,12 @@ impl Vcpu {
         }
         let _work = profile::work(Work::TlbMiss);
         let paging = fault.vector == 14;
-        let guarded = self.tlb.mirror.guarded(fault.address).filter(|_| paging);
-        let tried = match guarded {
-            Some(address) => self.tlb.mirror.claim(address),
-            None => paging && self.mirror_page(bus, fault.address, fault.error & WRITE != 0),
+        let guarded = self.arena.code_at(fault.rip as u32, GUARD_LOAD.len()) == GUARD_LOAD;
+        let tried = if guarded {
+            let address = self.tlb.mirror.guarded(fault.address).filter(|_| paging);
+            address.is_some_and(|address| self.tlb.mirror.claim(address))
+        } else {
+            paging && self.mirror_page(bus, fault.address, fault.error & WRITE != 0)
         };
         if !self.mirroring.on {
             return Some(Next::Loop);
@@ -153,6 +157,10 @@ impl Vcpu {
             return Some(Next::Enter(self.blocks.get(block).host_of(k)));
         }
         mark!(MirrorRefused);
+        if guarded {
+            // Nothing will ever be mapped there.
+            self.check_from_now_on(block, k);
+        }
         Some(self.execute_unmirrored(bus, mode, block, k))
     }
 
@@ -219,6 +227,7 @@ impl Vcpu {
                 _ => runs.push(run),
             }
         }
+        self.mirroring.credit -= runs.len() as i64;
         for run in runs {
             self.tlb.mirror.map(bus.ram(), run);
         }
@@ -343,15 +352,27 @@ impl Vcpu {
     /// Rust has executed an instruction; it may not go on like that.
     fn note_failure(&mut self, block: BlockId, k: u8) {
         let virt = self.blocks.get(block).virt_of(k);
+        if self.mirroring.failures.len() >= CHECKED_MAX {
+            self.mirroring.failures.clear();
+        }
         let failures = self.mirroring.failures.entry(virt).or_default();
         *failures = failures.saturating_add(1);
         if *failures >= PATIENCE {
-            mark!(MirrorChecked);
-            self.mirroring.checked.insert(virt);
-            let twin = BlockKey { shares: false, ..self.blocks.get(block).key };
-            for id in [Some(block), self.blocks.find(&twin)].into_iter().flatten() {
-                self.blocks.forget(&mut self.arena, id);
-            }
+            self.check_from_now_on(block, k);
+        }
+    }
+
+    /// Has an instruction translated with a check.
+    fn check_from_now_on(&mut self, block: BlockId, k: u8) {
+        mark!(MirrorChecked);
+        let virt = self.blocks.get(block).virt_of(k);
+        if self.mirroring.checked.len() >= CHECKED_MAX {
+            return;
+        }
+        self.mirroring.checked.insert(virt);
+        let twin = BlockKey { shares: false, ..self.blocks.get(block).key };
+        for id in [Some(block), self.blocks.find(&twin)].into_iter().flatten() {
+            self.blocks.forget(&mut self.arena, id);
         }
     }
 
