@@ -213,6 +213,11 @@ impl Mirror {
         Some(into / PAGE * CHUNK)
     }
 
+    /// Whether nothing is mapped.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
     /// Whether a page is mapped.
     pub fn has(&self, virt: u64) -> bool {
         self.pages.contains_key(&virt)

@@ -44,6 +44,8 @@ const PENALTY: u64 = 400_000_000;
 /// for more of them itself.
 const RECENT: u64 = 30_000_000;
 const CONTESTED: u64 = 8_000_000;
+/// The one that has the mirror, but nothing in it, waits for so much less than one that comes to it.
+const SOONER: u64 = 8;
 /// Iterations of a string instruction executed at once.
 const ITERATIONS_MAX: u64 = 1 << 22;
 /// Instructions of which it is known that they are to be checked.
@@ -105,8 +107,10 @@ impl Vcpu {
             (m.root, m.since) = (root, now);
         }
         let owner = self.tlb.mirror.owner();
-        m.on = long && owner == Some(root);
-        if m.on {
+        // Another program may have got the ended one's top table; and who forks has nothing mapped any more.
+        let lasts = !self.tlb.mirror.is_empty() || now - m.since >= after / SOONER;
+        m.on = long && owner == Some(root) && lasts;
+        if owner == Some(root) {
             m.seen = now;
             return;
         }
