@@ -249,7 +249,7 @@ impl Vcpu {
 
     /// Whether a retry of this instruction can succeed: two operands on pages that share a TLB slot
     /// would evict each other for ever.
-    fn may_fill(&mut self, block: BlockId, k: u8) -> bool {
+    pub(super) fn may_fill(&mut self, block: BlockId, k: u8) -> bool {
         let (budget, horizon) = (self.hot().budget, self.horizon);
         let last = self.last_miss;
         let miss = Miss { budget, horizon, site: (block.0, k), fills: last.fills };

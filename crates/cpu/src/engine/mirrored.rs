@@ -17,7 +17,7 @@ use super::profile::{self, Work};
 use super::run::Next;
 use super::strings::Shape;
 use super::tlb::{Mapping, Touched};
-use super::vcpu::{Miss, Vcpu};
+use super::vcpu::Vcpu;
 use crate::Bus;
 use crate::marks::mark;
 use crate::walk::{self, Access, Translation};
@@ -27,8 +27,6 @@ use memory::Marks;
 use std::collections::{HashMap, HashSet};
 use x86::{flags, gpr, paging};
 
-/// How often a page is mapped for one execution of an instruction before it is done from Rust.
-const MAPS_MAX: u8 = 4;
 /// Executions from Rust after which an instruction is translated with a check.
 const PATIENCE: u8 = 6;
 /// Pages around one just mapped that are mapped too if they have been accessed; where the guest has large
@@ -156,7 +154,7 @@ impl Vcpu {
         if !self.mirroring.on {
             return Some(Next::Loop);
         }
-        if tried && self.may_retry(block, k) && !bus.ram().is_disturbed() {
+        if tried && self.may_fill(block, k) && !bus.ram().is_disturbed() {
             mark!(MirrorFilled);
             return Some(Next::Enter(self.blocks.get(block).host_of(k)));
         }
@@ -328,16 +326,6 @@ impl Vcpu {
                 let at = linear_address_unchecked(&self.core(bus), &instr);
                 crosses(at, size)
             }
-    }
-
-    /// Whether another try can succeed.
-    fn may_retry(&mut self, block: BlockId, k: u8) -> bool {
-        let (budget, horizon) = (self.hot().budget, self.horizon);
-        let last = self.last_miss;
-        let miss = Miss { budget, horizon, site: (block.0, k), fills: last.fills };
-        let fills = if miss == last { last.fills + 1 } else { 1 };
-        self.last_miss = Miss { fills, ..miss };
-        fills <= MAPS_MAX
     }
 
     /// Maps the page that the program's last page fault was for, if that has mended it.
