@@ -52,6 +52,12 @@ marks! {
     CopiedInPlace,
     /// An access that an earlier one's guard serves.
     GuardShared,
+    /// A block is copied for another address.
+    BlockCopied,
+    /// A copy is held against a translation.
+    CopyCompared,
+    /// There are too many of it.
+    AddressForgotten,
     /// An address space is mirrored.
     MirrorAdopted,
     /// It needed too many pages.

@@ -79,6 +79,14 @@ impl Arena {
         // SAFETY: inside our own mapping, checked; no other thread runs code from it.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), at as usize as *mut u8, code.len()) };
     }
+    /// Copies `len` bytes of the code cache from `from` to `to`.
+    pub fn copy_code(&mut self, from: u32, to: u32, len: usize) {
+        for at in [from, to] {
+            assert!(at >= self.code_start() && at as usize + len <= self.code_end() as usize);
+        }
+        // SAFETY: inside our own mapping, checked; no other thread runs code from it.
+        unsafe { std::ptr::copy(from as usize as *const u8, to as usize as *mut u8, len) };
+    }
     /// The bytes at `at` in the code cache.
     pub fn code_at(&self, at: u32, len: usize) -> &[u8] {
         assert!(at >= self.code_start() && at as usize + len <= self.code_end() as usize);

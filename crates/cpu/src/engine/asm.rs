@@ -4,6 +4,10 @@
 //! (TLB checks, counting, links, register shuffles) is written byte by byte here, because it is
 //! most of what is emitted and these few forms are easy to get right. All absolute addresses lie
 //! below 2 GiB (see [`super::arena`]), so they fit a sign-extended 32-bit displacement.
+//!
+//! It notes what would have to change if the code stood elsewhere; see [`super::moves`].
+
+use super::moves::{Kind, Notes};
 
 /// A host general register, by its encoding number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,12 +80,18 @@ pub struct Asm {
     pub code: Vec<u8>,
     /// The address the first byte will have.
     pub origin: u32,
+    /// What depends on where it stands.
+    pub notes: Notes,
 }
 
 impl Asm {
     /// An empty buffer that will stand at `origin`.
     pub fn new(origin: u32) -> Self {
-        Self { code: Vec::with_capacity(1024), origin }
+        Self { code: Vec::with_capacity(1024), origin, notes: Notes::default() }
+    }
+    /// The last four bytes of the code so far depend on where it stands, or what for.
+    pub fn note_word(&mut self, kind: Kind) {
+        self.notes.add(self.code.len() - 4, kind);
     }
     /// The address of the next byte.
     pub fn here(&self) -> u32 {
@@ -115,6 +125,7 @@ impl Asm {
                 self.code.push(reg | 5);
                 let next = self.here() + 4 + trailing;
                 self.imm32((mem.disp as u32).wrapping_sub(next) as i32);
+                self.note_word(Kind::Outside);
             }
             (None, index) => {
                 // SIB without base: disp32.
@@ -220,6 +231,22 @@ impl Asm {
             self.bytes(&value.to_le_bytes());
         }
     }
+    /// `mov dst, value`, a guest address that follows from where the guest has its code.
+    pub fn mov_virt(&mut self, dst: Reg, value: u64) {
+        let start = self.code.len();
+        self.mov_imm(dst, value);
+        if self.code.len() - start == 10 {
+            self.notes.add(start + 2, Kind::Virt);
+        } else {
+            self.notes.pin();
+        }
+    }
+    /// `mov ecx, exit`, the number of a way out.
+    pub fn mov_exit(&mut self, exit: u32) {
+        self.code.push(0xb8 | Reg::RCX.0);
+        self.imm32(exit as i32);
+        self.note_word(Kind::Exit);
+    }
     /// `add dst, [mem]`, 64 bits; for thunks, since it writes flags.
     pub fn op_load_add(&mut self, dst: Reg, mem: Mem) {
         self.op_mem(Width::W64, &[0x03], dst.0, mem);
@@ -297,6 +324,7 @@ impl Asm {
         let distance = (target as i64 - (self.here() as i64 + 5)) as i32;
         self.code.push(0xe9);
         self.imm32(distance);
+        self.note_word(Kind::Outside);
     }
     /// `jmp` to a place not yet known.
     pub fn jmp_forward(&mut self) -> Fixup32 {
@@ -315,10 +343,11 @@ impl Asm {
         let distance = (self.code.len() - (fixup.0 + 4)) as i32;
         self.code[fixup.0..fixup.0 + 4].copy_from_slice(&distance.to_le_bytes());
     }
-    /// Resolves a jump to an address outside of this buffer.
+    /// Resolves a jump to an address in the other part of the block's code.
     pub fn bind32_to(&mut self, fixup: Fixup32, target: u32) {
         let distance = target.wrapping_sub(self.field(fixup) + 4);
         self.code[fixup.0..fixup.0 + 4].copy_from_slice(&distance.to_le_bytes());
+        self.notes.add(fixup.0, Kind::Across);
     }
     /// The address of a jump's displacement field, for patching it later.
     pub fn field(&self, fixup: Fixup32) -> u32 {

@@ -16,10 +16,13 @@
 use super::arena::Arena;
 use super::classify::Class;
 use super::hot::{JUMP_ENTRIES, SPREAD, spread};
+use super::moves::Moves;
 use crate::marks::mark;
 use base::PAGE_SIZE;
 use iced_x86::Instruction;
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
 
 /// The processor mode a block was translated for; which assumptions are wired into it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -111,9 +114,30 @@ pub struct BlockKey {
     pub shares: bool,
 }
 
+impl BlockKey {
+    fn place(&self) -> BlockPlace {
+        let BlockKey { phys, mode, limit, shares, .. } = *self;
+        BlockPlace { phys, mode, limit, shares }
+    }
+}
+
+/// A [`BlockKey`] wherever the block may run.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct BlockPlace {
+    phys: u64,
+    mode: Mode,
+    limit: u8,
+    shares: bool,
+}
+
 /// Index of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct BlockId(pub u32);
+
+impl BlockId {
+    /// None.
+    pub const NONE: BlockId = BlockId(u32::MAX);
+}
 
 /// Index of an exit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -141,7 +165,7 @@ const BEGINS: usize = 1 << 20;
 pub const HOST_FAULT: u32 = u32::MAX;
 
 /// Where one instruction of a block begins.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Insn {
     /// Bytes from the block's first guest byte: less than 0 or less than the one before where a
     /// jump was followed.
@@ -162,7 +186,7 @@ pub struct Block {
     pub end: u32,
     pub cold_end: u32,
     /// Start and, one more than there are instructions, their boundaries.
-    pub insns: Box<[Insn]>,
+    pub insns: Arc<[Insn]>,
     /// Guest bytes covered: where they begin in the page of `key.phys`, and how many.
     pub first: u16,
     pub bytes: u16,
@@ -175,6 +199,12 @@ pub struct Block {
     pub live: bool,
     /// Exits linked to this block.
     pub incoming: Vec<ExitId>,
+    /// The first of its exits.
+    pub exits: u32,
+    /// The next older block of the same place at another address, or [`BlockId::NONE`].
+    pub next: BlockId,
+    /// How it is copied for other addresses, if it can be.
+    pub moves: Option<Moves>,
 }
 
 impl Block {
@@ -202,7 +232,7 @@ impl Block {
 }
 
 /// Why translated code returned to Rust.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ExitKind {
     /// A TLB miss: the linear address is in R10.
     Access {
@@ -236,7 +266,7 @@ pub enum ExitKind {
 }
 
 /// One place where translated code returns to Rust.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Exit {
     pub block: BlockId,
     /// The instruction it belongs to.
@@ -246,6 +276,11 @@ pub struct Exit {
 
 /// Identity of a (virtual page, physical page, mode) triple; never 0.
 pub type PageId = u32;
+
+/// From here on, identities take four bytes of code each.
+const FIRST_PAGE_ID: PageId = 256;
+/// Blocks of the same place at different addresses; what is more of them is forgotten.
+const ADDRESSES_MAX: usize = 8;
 
 struct CodePage {
     /// One bit per 64 bytes that some block covers.
@@ -259,7 +294,8 @@ pub struct Blocks {
     pub exits: Vec<Exit>,
     /// Instructions that Rust executes; see [`DecodedId`].
     pub decoded: Vec<(Instruction, Class)>,
-    by_key: HashMap<BlockKey, BlockId, BuildMix>,
+    /// The newest block of each place; see [`Block::next`].
+    by_place: HashMap<BlockPlace, BlockId, BuildMix>,
     pages: HashMap<u64, CodePage, BuildMix>,
     page_ids: HashMap<(u64, u64, Mode), PageId, BuildMix>,
     /// For many physical addresses at once, a bit: a block may begin at one of them. Reading a block asks at
@@ -285,7 +321,7 @@ impl Blocks {
             list: Vec::new(),
             exits: Vec::new(),
             decoded: Vec::new(),
-            by_key: HashMap::default(),
+            by_place: HashMap::default(),
             pages: HashMap::default(),
             page_ids: HashMap::default(),
             begins: vec![0; BEGINS / 64].into_boxed_slice(),
@@ -317,7 +353,35 @@ impl Blocks {
 
     /// The block of that key.
     pub fn find(&self, key: &BlockKey) -> Option<BlockId> {
-        self.by_key.get(key).copied()
+        let mut at = self.at_any_address(key)?;
+        while self.get(at).key.virt != key.virt {
+            at = self.get(at).next;
+            if at == BlockId::NONE {
+                return None;
+            }
+        }
+        Some(at)
+    }
+
+    /// The newest block of that key but for the address.
+    pub fn at_any_address(&self, key: &BlockKey) -> Option<BlockId> {
+        self.by_place.get(&key.place()).copied()
+    }
+
+    /// The exits of a block.
+    pub fn exits_of(&self, id: BlockId) -> Range<u32> {
+        let end = self.list.get(id.0 as usize + 1).map_or(self.exits.len() as u32, |next| next.exits);
+        self.get(id).exits..end
+    }
+
+    /// Where a block's cold part begins.
+    pub fn cold_start(&self, id: BlockId) -> u32 {
+        id.0.checked_sub(1).map_or(self.cold, |before| self.list[before as usize].cold_end)
+    }
+
+    /// Where all cold parts begin.
+    pub fn cold_parts(&self) -> u32 {
+        self.cold
     }
 
     /// The block.
@@ -327,7 +391,7 @@ impl Blocks {
 
     /// The identity of a page as seen at a virtual page in a mode.
     pub fn page_id(&mut self, virt_page: u64, phys_page: u64, mode: Mode) -> PageId {
-        let next = self.page_ids.len() as u32 + 1;
+        let next = self.page_ids.len() as u32 + FIRST_PAGE_ID;
         *self.page_ids.entry((virt_page, phys_page, mode)).or_insert(next)
     }
 
@@ -337,7 +401,7 @@ impl Blocks {
     }
 
     /// Adds a block whose code has been written at [`Self::next_addresses`].
-    pub fn add(&mut self, block: Block) -> BlockId {
+    pub fn add(&mut self, mut block: Block) -> BlockId {
         let id = self.next_id();
         self.next = ((block.end + OUT + 15) & !15) - OUT;
         self.next_cold = block.cold_end;
@@ -349,9 +413,44 @@ impl Blocks {
         }
         let bit = begin_bit(block.key.phys);
         self.begins[bit / 64] |= 1 << (bit % 64);
-        self.by_key.insert(block.key, id);
+        block.next = self.by_place.insert(block.key.place(), id).unwrap_or(BlockId::NONE);
         self.list.push(block);
         id
+    }
+
+    /// Forgets the oldest blocks of the place of `id` if there are many.
+    pub fn thin_out(&mut self, arena: &mut Arena, id: BlockId) {
+        let mut at = id;
+        for _ in 1..ADDRESSES_MAX {
+            at = self.get(at).next;
+            if at == BlockId::NONE {
+                return;
+            }
+        }
+        while self.get(at).next != BlockId::NONE {
+            mark!(AddressForgotten);
+            let oldest = self.get(at).next;
+            self.forget(arena, oldest);
+        }
+    }
+
+    /// Takes a block off the list of its place.
+    fn unlist(&mut self, id: BlockId) {
+        let Block { next, key, .. } = *self.get(id);
+        let place = key.place();
+        let Some(newest) = self.by_place.get_mut(&place) else { return };
+        if *newest == id {
+            *newest = next;
+            if next == BlockId::NONE {
+                self.by_place.remove(&place);
+            }
+            return;
+        }
+        let mut at = *newest;
+        while self.get(at).next != id {
+            at = self.get(at).next;
+        }
+        self.list[at.0 as usize].next = next;
     }
 
     /// Makes exit `from` (a direct jump) go straight to block `to`.
@@ -430,7 +529,8 @@ impl Blocks {
             return;
         }
         block.live = false;
-        self.by_key.remove(&block.key);
+        self.unlist(id);
+        let block = &mut self.list[id.0 as usize];
         let checked = block.checked as u64;
         let slot = block.key.virt as usize % JUMP_ENTRIES;
         for exit in std::mem::take(&mut block.incoming) {
@@ -478,7 +578,7 @@ impl Blocks {
         self.list.clear();
         self.exits.clear();
         self.decoded.clear();
-        self.by_key.clear();
+        self.by_place.clear();
         self.page_ids.clear();
         self.begins.fill(0);
         (self.next, self.next_cold) = (self.start, self.cold);

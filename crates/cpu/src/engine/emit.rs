@@ -36,6 +36,7 @@ use super::blocks::{BlockId, DecodedId, Exit, ExitId, ExitKind, Mode};
 use super::groups::{Plan, Use};
 use super::hot::{Field, code_slot, tlb_slot};
 use super::mirror::{GUARD_LOAD, REACH};
+use super::moves::Kind;
 use super::regs;
 use super::thunks::Thunks;
 use super::translate::Place;
@@ -49,12 +50,14 @@ pub struct Ea {
     pub displacement: i32,
     /// Their sum, where it is known at translation time.
     pub constant: Option<u64>,
+    /// It follows from where the code is, rather than being the same anywhere.
+    pub relative: bool,
 }
 
 impl Ea {
     /// What `register` holds, plus a displacement.
     pub fn at(register: Reg, displacement: i32) -> Self {
-        Self { register: Some(register), displacement, constant: None }
+        Self { register: Some(register), displacement, constant: None, relative: false }
     }
 
     /// The operand `more` bytes from there, plus what `index` holds.
@@ -211,7 +214,9 @@ impl<'a> Emitter<'a> {
     fn page_check(&mut self, virt_page: u64, id: u32, out: u32) {
         let slot = self.table(Field::CODE_PAGE) + 4 * code_slot(virt_page) as u32;
         self.asm.load(Width::W32, Reg::RCX, Mem::abs(slot));
+        self.asm.notes.last_is(Kind::Page);
         self.asm.lea(Width::W32, Reg::RCX, Mem::base(Reg::RCX, -(id as i32)));
+        self.asm.note_word(Kind::PageId);
         let matches = self.asm.jrcxz();
         self.asm.jmp_back(out);
         self.asm.bind8(matches);
@@ -251,7 +256,7 @@ impl<'a> Emitter<'a> {
     pub fn interpret(&mut self) {
         self.release();
         let id = self.exit_for(self.insn, ExitKind::Interpret { decoded: DecodedId::NONE });
-        self.asm.mov_imm(Reg::RCX, id.0 as u64);
+        self.asm.mov_exit(id.0);
         self.asm.jmp(self.thunks.exit);
     }
 
@@ -263,7 +268,7 @@ impl<'a> Emitter<'a> {
     }
 
     fn leave_with(&mut self, id: ExitId) {
-        self.cold.mov_imm(Reg::RCX, id.0 as u64);
+        self.cold.mov_exit(id.0);
         self.cold.jmp(self.thunks.exit);
     }
 
@@ -279,7 +284,7 @@ impl<'a> Emitter<'a> {
                     self.asm.bind32_to(stub.from, self.cold.here());
                     let indirect = matches!(kind, ExitKind::Indirect);
                     let id = self.exit_for(stub.insn, kind);
-                    self.cold.mov_imm(Reg::RCX, id.0 as u64);
+                    self.cold.mov_exit(id.0);
                     let door = self.thunks.indirect[self.mode.set()];
                     self.cold.jmp(if indirect { door } else { self.thunks.exit });
                 }
@@ -318,12 +323,13 @@ impl<'a> Emitter<'a> {
         self.cold.lea(Width::W64, Reg::R11, Mem::base(Reg::R10, size as i32 - 1));
         let retry = self.field(Field::RETRY);
         self.cold.store_imm(Width::W64, retry, stub.retry as i32);
+        self.cold.note_word(Kind::Own);
         let planned = self.plan.get(stub.insn as usize);
         let leads = planned.is_some_and(|uses| uses.iter().any(|u| matches!(u, Use::Leader { .. })));
         let moved = if ea.register == Some(Reg::R10) { ea.displacement } else { 0 };
         let decoded = DecodedId::NONE;
         self.exit_for(stub.insn, ExitKind::Access { size, write, across, leads, decoded, behind, moved });
-        self.cold.mov_imm(Reg::RCX, id.0 as u64);
+        self.cold.mov_exit(id.0);
         self.cold.jmp(self.thunks.search[self.mode.set()][write as usize]);
     }
 
@@ -395,9 +401,8 @@ impl<'a> Emitter<'a> {
         if instr.is_ip_rel_memory_operand()
             || instr.memory_base() == Register::None && instr.memory_index() == Register::None
         {
-            let value = instr.memory_displacement64();
             mark!(ConstantAddress);
-            return Some(self.constant_address(value, override_base));
+            return Some(self.constant_address(instr, override_base));
         }
         let plain = width == Width::W64 && override_base.is_none();
         let base = guest_of(instr.memory_base());
@@ -435,27 +440,37 @@ impl<'a> Emitter<'a> {
         Some(Ea::at(Reg::R10, 0))
     }
 
-    fn constant_address(&mut self, value: u64, segment: Option<usize>) -> Ea {
+    fn constant_address(&mut self, instr: &Instruction, segment: Option<usize>) -> Ea {
+        let (value, relative) = (instr.memory_displacement64(), instr.is_ip_rel_memory_operand());
         let displacement = roomy(value as i64);
+        // Addresses of both kinds may share checks: then their distance must stay.
+        if relative == displacement.is_some() {
+            self.asm.notes.pin();
+        }
         let Some(segment) = segment else {
             let constant = Some(value);
             if let Some(displacement) = displacement {
-                return Ea { register: None, displacement, constant };
+                return Ea { register: None, displacement, constant, relative };
             }
-            self.asm.mov_imm(Reg::R10, value);
-            return Ea { register: Some(Reg::R10), displacement: 0, constant };
+            self.load_constant(Reg::R10, value, relative);
+            return Ea { register: Some(Reg::R10), displacement: 0, constant, relative };
         };
         let base = self.field(Field::segment_base(segment));
         if let (true, Some(displacement)) = (self.mode.is64(), displacement) {
             self.asm.load(Width::W64, Reg::R10, base);
             return Ea::at(Reg::R10, displacement);
         }
-        self.asm.mov_imm(Reg::R10, value);
+        self.load_constant(Reg::R10, value, relative);
         self.release();
         self.asm.load(Width::W64, Reg::R11, base);
         let width = if self.mode.is64() { Width::W64 } else { Width::W32 };
         self.asm.lea(width, Reg::R10, Mem::base_index(Reg::R10, Reg::R11, 0));
         Ea::at(Reg::R10, 0)
+    }
+
+    /// Puts a constant into a register; `relative` if it follows from where the guest has its code.
+    pub fn load_constant(&mut self, register: Reg, value: u64, relative: bool) {
+        if relative { self.asm.mov_virt(register, value) } else { self.asm.mov_imm(register, value) }
     }
 
     /// Whether the operand's effective address is cut to 32 bits.
@@ -559,13 +574,16 @@ impl<'a> Emitter<'a> {
         let miss = Miss { ea, size, write, leader, behind: 0 };
         if let Some(value) = ea.constant {
             let slot = 8 * tlb_slot(value >> 12) as u32;
+            let kind = if ea.relative { Kind::Slot } else { Kind::Outside };
             self.asm.load(Width::W64, Reg::RCX, Mem::abs(tags + slot));
+            self.asm.notes.last_is(kind);
             let offset = (value & 0xfff) as i32;
             let on_one_page = offset + reach < 4096;
             let more = if on_one_page { -offset } else { reach };
             self.asm.lea(Width::W64, Reg::RCX, ea.plus(Reg::RCX, more));
             self.tag_test(miss, !on_one_page);
             self.asm.load(Width::W64, Reg::R11, Mem::abs(addends + slot));
+            self.asm.notes.last_is(kind);
             return;
         }
         let page_source = match ea.register {

@@ -64,7 +64,7 @@ fn second_half(segment: Segment) -> u64 {
 /// Emits SYSCALL in 64-bit program code; `next` is the address behind it.
 pub fn emit_syscall(e: &mut Emitter, next: u64) {
     mark!(FastSyscall);
-    e.asm.mov_imm(Reg::R10, next);
+    e.asm.mov_virt(Reg::R10, next);
     go(e, e.thunks.fast_calls.syscall);
 }
 
@@ -79,7 +79,7 @@ fn go(e: &mut Emitter, thunk: u32) {
     e.release();
     let id = e.exit_for(e.insn, ExitKind::Interpret { decoded: DecodedId::NONE });
     e.exit_for(e.insn, ExitKind::FastCall);
-    e.asm.mov_imm(Reg::RCX, id.0 as u64);
+    e.asm.mov_exit(id.0);
     e.asm.jmp(thunk);
 }
 

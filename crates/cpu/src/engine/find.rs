@@ -98,6 +98,9 @@ impl Vcpu {
             // Only our record that the page is mapped is gone, and found again here.
             self.map_code(bus, key.mode, GuestVirt(key.virt))?;
         }
+        if let Some(copy) = self.copied(key) {
+            return Ok(Some(copy));
+        }
         let phys = GuestPhys(key.phys);
         let Some(page) = bus.ram().page_index(phys) else { return Ok(None) };
         let mut joined = [0; PAGE_SIZE + 15];

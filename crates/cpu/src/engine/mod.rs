@@ -31,6 +31,7 @@ mod hot;
 mod interpret;
 mod mirror;
 mod mirrored;
+mod moves;
 mod plain;
 mod privileged;
 pub mod profile;

@@ -15,6 +15,7 @@ use super::contexts;
 use super::emit::{Ea, Emitter, guest_of};
 use super::groups::{Grouping, Plan};
 use super::hot::Field;
+use super::moves::Moves;
 use super::plain::{Rewriter, wide_bit_string};
 use super::privileged;
 use super::regs;
@@ -160,6 +161,7 @@ impl Translator {
         let decoded = std::mem::take(&mut self.decoded);
         let count = decoded.len() as u8;
         let grouped = self.grouping.plan(decoded.len(), &mut self.plan);
+        let first_exit = exits.len() as u32;
         let mut e = Emitter::new(&place, key.mode, exits);
         e.follow_plan(std::mem::take(&mut self.plan));
         let (checked, entry) = e.head(key.virt, place.page_id, place.second.map(|(id, _)| id), count);
@@ -188,6 +190,10 @@ impl Translator {
         self.plan = e.finish();
         let host_end = e.asm.here();
         let cold_end = e.cold.here();
+        let moves = match place.second {
+            None => Moves::of(&key, &mut e.asm.notes, &mut e.cold.notes),
+            Some(_) => None,
+        };
         let (code, cold) = (e.asm.code, e.cold.code);
         self.decoded = decoded;
         let block = Block {
@@ -197,13 +203,16 @@ impl Translator {
             checked,
             end: host_end,
             cold_end,
-            insns: insns.into_boxed_slice(),
+            insns: insns.into(),
             first: first as u16,
             bytes: (end - first).max(1) as u16,
             second_page: place.second.map(|(_, page)| page),
             grouped,
             live: true,
             incoming: Vec::new(),
+            exits: first_exit,
+            next: BlockId::NONE,
+            moves,
         };
         (block, code, cold)
     }
@@ -550,7 +559,7 @@ fn call_indirect(e: &mut Emitter, instr: &Instruction) {
     let overwritten = e.field(Field::OVERWRITTEN);
     e.asm.load(width, Reg::RCX, slot);
     e.asm.store(Width::W64, overwritten, Reg::RCX);
-    store_constant(e, width, slot, instr.next_ip());
+    store_constant(e, width, slot, instr.next_ip(), true);
     e.move_stack(-size);
     e.asm.load(Width::W64, Reg::R10, temporary);
     e.jump_indirect();
@@ -562,19 +571,24 @@ fn push_return_address(e: &mut Emitter, instr: &Instruction) {
     let ea = e.stack(-size);
     let slot = e.check(ea, size as usize, true);
     if e.in_place() {
-        push_constant(e, next);
+        push_constant(e, next, true);
         return;
     }
-    store_constant(e, width, slot, next);
+    store_constant(e, width, slot, next, true);
     e.move_stack(-size);
 }
 
-/// Pushes a constant where the guest's stack is.
-fn push_constant(e: &mut Emitter, value: u64) {
+/// Pushes a constant where the guest's stack is; `relative` if it follows from where the code is.
+fn push_constant(e: &mut Emitter, value: u64, relative: bool) {
     match i32::try_from(value as i64) {
-        Ok(narrow) => e.asm.push_imm(narrow),
+        Ok(narrow) => {
+            if relative {
+                e.asm.notes.pin();
+            }
+            e.asm.push_imm(narrow);
+        }
         Err(_) => {
-            e.asm.mov_imm(Reg::RCX, value);
+            e.load_constant(Reg::RCX, value, relative);
             e.asm.push(Reg::RCX);
         }
     }
@@ -584,13 +598,18 @@ fn stack_width(e: &Emitter) -> (Width, i32) {
     if e.mode.is64() { (Width::W64, 8) } else { (Width::W32, 4) }
 }
 
-fn store_constant(e: &mut Emitter, width: Width, slot: Mem, value: u64) {
+fn store_constant(e: &mut Emitter, width: Width, slot: Mem, value: u64, relative: bool) {
     let narrow = if width == Width::W32 { Ok(value as u32 as i32) } else { i32::try_from(value as i64) };
     match narrow {
-        Ok(v) => e.asm.store_imm(width, slot, v),
+        Ok(v) => {
+            if relative {
+                e.asm.notes.pin();
+            }
+            e.asm.store_imm(width, slot, v);
+        }
         Err(_) => {
             mark!(WideConstant);
-            e.asm.mov_imm(Reg::RCX, value);
+            e.load_constant(Reg::RCX, value, relative);
             e.asm.store(width, slot, Reg::RCX);
         }
     }
@@ -633,10 +652,10 @@ fn push(e: &mut Emitter, instr: &Instruction) {
             let ea = e.stack(-size);
             let slot = e.check(ea, size as usize, true);
             if e.in_place() {
-                push_constant(e, value);
+                push_constant(e, value, false);
                 return;
             }
-            store_constant(e, width, slot, value);
+            store_constant(e, width, slot, value, false);
         }
     }
     e.move_stack(-size);
@@ -686,7 +705,8 @@ fn lea(e: &mut Emitter, instr: &Instruction) {
         return;
     }
     if instr.is_ip_rel_memory_operand() || no_base && no_index {
-        e.asm.mov_imm(Reg::R10, instr.memory_displacement64());
+        let relative = instr.is_ip_rel_memory_operand();
+        e.load_constant(Reg::R10, instr.memory_displacement64(), relative);
     } else {
         let base = guest_of(instr.memory_base()).map(|b| e.read_guest(b, Reg::R10));
         let scale = instr.memory_index_scale().trailing_zeros() as u8;

@@ -81,6 +81,8 @@ pub struct Statistics {
     pub exits: u64,
     pub tlb_fills: u64,
     pub blocks_translated: u64,
+    /// Blocks copied for another address.
+    pub blocks_copied: u64,
     pub cache_flushes: u64,
     pub interpreted: u64,
 }

@@ -67,6 +67,8 @@ pub struct EngineExecutor {
     cpu: Vcpu,
     board: Board,
     pace: Pace,
+    /// Blocks whose copies have been compared.
+    compared: usize,
 }
 
 /// More than a case that is not discarded on the host retires.
@@ -87,7 +89,7 @@ impl EngineExecutor {
             chaos: None,
             mirror_after: (pace == Pace::Mirrored).then_some(0),
         })?;
-        let mut executor = Self { cpu, board: Board::new(), pace };
+        let mut executor = Self { cpu, board: Board::new(), pace, compared: 0 };
         executor.cpu.set_interpret_all(pace == Pace::Single);
         Ok(executor)
     }
@@ -194,6 +196,10 @@ impl Executor for EngineExecutor {
         self.load(case);
         let start = self.cpu.position();
         let exit = self.go(case);
+        self.compared = self
+            .cpu
+            .compare_copies(&self.board.ram, self.compared)
+            .unwrap_or_else(|difference| panic!("{difference} in {case}"));
         let retired = self.cpu.position().since(start);
         let rip = self.cpu.state().rip;
         let (ending, retired) = match (exit, Board::vector(rip)) {
