@@ -56,12 +56,14 @@ marks! {
     BlockCopied,
     /// A copy is held against a translation.
     CopyCompared,
-    /// There are too many of it.
-    AddressForgotten,
+    /// In the place of the oldest copy.
+    BlockReused,
     /// An address space is mirrored.
     MirrorAdopted,
     /// It needed too many pages.
     MirrorAbandoned,
+    /// Pages dropped from it are unmapped before a program runs again.
+    MirrorUnmapped,
     /// A page mapped, or a chunk claimed, for mirrored code.
     MirrorFilled,
     /// An access of mirrored code made from Rust.

@@ -122,12 +122,20 @@ impl BlockKey {
 }
 
 /// A [`BlockKey`] wherever the block may run.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct BlockPlace {
     phys: u64,
     mode: Mode,
     limit: u8,
     shares: bool,
+}
+
+impl std::hash::Hash for BlockPlace {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        // Physical addresses have 52 bits at most, modes 21.
+        let rest = u64::from(self.mode.0) << 8 | u64::from(self.limit) << 1 | u64::from(self.shares);
+        state.write_u64(self.phys ^ rest.rotate_right(12));
+    }
 }
 
 /// Index of a block.
@@ -153,7 +161,7 @@ impl DecodedId {
 }
 
 /// The part of the code cache that is for what runs seldom: so many of so many shares.
-const COLD_SHARE: (u32, u32) = (6, 16);
+const COLD_SHARE: (u32, u32) = (21, 64);
 
 /// Bytes of the jump before a block's checked entry, which is where lines of the host's cache begin.
 const OUT: u32 = 5;
@@ -279,8 +287,8 @@ pub type PageId = u32;
 
 /// From here on, identities take four bytes of code each.
 const FIRST_PAGE_ID: PageId = 256;
-/// Blocks of the same place at different addresses; what is more of them is forgotten.
-const ADDRESSES_MAX: usize = 8;
+/// Blocks of the same place at different addresses; one more takes the place of the oldest.
+const ADDRESSES_MAX: usize = 4;
 
 struct CodePage {
     /// One bit per 64 bytes that some block covers.
@@ -368,6 +376,11 @@ impl Blocks {
         self.by_place.get(&key.place()).copied()
     }
 
+    /// The block that an exit belongs to.
+    pub fn source_of(&self, exit: ExitId) -> BlockKey {
+        self.get(self.exits[exit.0 as usize].block).key
+    }
+
     /// The exits of a block.
     pub fn exits_of(&self, id: BlockId) -> Range<u32> {
         let end = self.list.get(id.0 as usize + 1).map_or(self.exits.len() as u32, |next| next.exits);
@@ -418,20 +431,22 @@ impl Blocks {
         id
     }
 
-    /// Forgets the oldest blocks of the place of `id` if there are many.
-    pub fn thin_out(&mut self, arena: &mut Arena, id: BlockId) {
-        let mut at = id;
-        for _ in 1..ADDRESSES_MAX {
-            at = self.get(at).next;
-            if at == BlockId::NONE {
-                return;
-            }
-        }
+    /// The oldest block of the key's place, if there are many at different addresses.
+    pub fn oldest(&self, key: &BlockKey) -> Option<BlockId> {
+        let mut at = self.at_any_address(key)?;
+        let mut count = 1;
         while self.get(at).next != BlockId::NONE {
-            mark!(AddressForgotten);
-            let oldest = self.get(at).next;
-            self.forget(arena, oldest);
+            at = self.get(at).next;
+            count += 1;
         }
+        (count >= ADDRESSES_MAX).then_some(at)
+    }
+
+    /// Puts a block in the place of `id`, which was for the same guest bytes and has been forgotten.
+    pub fn replace(&mut self, id: BlockId, mut block: Block) {
+        debug_assert!(!self.get(id).live && self.get(id).key.phys == block.key.phys);
+        block.next = self.by_place.insert(block.key.place(), id).unwrap_or(BlockId::NONE);
+        self.list[id.0 as usize] = block;
     }
 
     /// Takes a block off the list of its place.
@@ -544,11 +559,10 @@ impl Blocks {
         // SAFETY: the arena's hot data; translated code is not running.
         let hot = unsafe { &mut *arena.hot() };
         let behind = spread(block.key.virt);
-        for set in &mut hot.sets {
-            for (table, slot) in [(&mut set.jump[..], slot), (&mut set.jump_behind, behind)] {
-                if table[slot].code == checked {
-                    table[slot] = empty_jump(slot);
-                }
+        let set = &mut hot.sets[block.key.mode.set()];
+        for (table, slot) in [(&mut set.jump[..], slot), (&mut set.jump_behind, behind)] {
+            if table[slot].code == checked {
+                table[slot] = empty_jump(slot);
             }
         }
     }

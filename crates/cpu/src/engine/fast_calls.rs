@@ -6,7 +6,7 @@
 //! that it would come to from there, and the other way round.
 //!
 //! What is common is done here: 64-bit code on both sides, no flag that needs care (TF, AC, NT and the
-//! like), no interrupt that SYSRET would let in. Anything else is left to Rust with nothing done yet.
+//! like), no interrupt that SYSRET would let in, no page to be unmapped before a program runs. Anything else is left to Rust with nothing done yet.
 //! Segments change to flat ones whose hidden parts follow from IA32_STAR; Rust keeps them ready in the
 //! hot data ([`ready`]).
 
@@ -161,6 +161,9 @@ impl Thunk<'_> {
         self.slow.push(self.asm.jcc_forward(7));
         self.load(Width::W32, Reg::RAX, Field::PENDING);
         self.asm.bytes(&[0xc1, 0xe0, 9, 0x85, 0xc8]); // shl eax, 9; test eax, ecx
+        self.slow.push(self.asm.jcc_forward(5));
+        self.load(Width::W32, Reg::RAX, Field::STALE);
+        self.asm.bytes(&[0x85, 0xc0]); // test eax, eax
         self.slow.push(self.asm.jcc_forward(5));
         self.asm.mov(Width::W64, Reg::R10, RCX_HOME);
         self.finish(None, Field::READY_SYSRET, 3);

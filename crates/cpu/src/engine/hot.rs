@@ -118,6 +118,8 @@ pub struct Hot {
     pub pending: u32,
     /// Whether PAUSE gives way to another processor.
     pub yields: u32,
+    /// Whether pages have to be unmapped before a program runs (see `mirror`).
+    pub stale: u32,
     /// Budget register at the last STI that enabled interrupts (0: none since the last entry), and
     /// how many instructions counted by then had not run.
     pub sti_rest: u32,
@@ -175,6 +177,7 @@ impl Field {
     pub const OTHER_FLAGS: u32 = offset_of!(Hot, other_flags) as u32;
     pub const PENDING: u32 = offset_of!(Hot, pending) as u32;
     pub const YIELDS: u32 = offset_of!(Hot, yields) as u32;
+    pub const STALE: u32 = offset_of!(Hot, stale) as u32;
     pub const STI_REST: u32 = offset_of!(Hot, sti_rest) as u32;
     pub const STI_BUDGET: u32 = offset_of!(Hot, sti_budget) as u32;
     pub const TSC_LINEAR: u32 = offset_of!(Hot, tsc_linear) as u32;

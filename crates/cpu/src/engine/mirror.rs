@@ -26,7 +26,12 @@
 //!
 //! Mapping a page costs some microseconds, so a mirror is for address spaces that keep their
 //! processor for a while. There is one in a process: the addresses are there only once.
+//!
+//! Unmapping one costs as much, and what the kernel takes away, it takes away page by page, most of all when
+//! a program ends. So pages dropped are *stale* at first: they are unmapped together before a program runs
+//! again ([`Mirror::unmap_stale`]), or with everything else, if that program never does.
 
+use crate::marks::mark;
 use memory::Ram;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -97,6 +102,8 @@ pub struct Mirror {
     owner: Option<u64>,
     /// By linear address.
     pages: BTreeMap<u64, Page>,
+    /// What is still mapped, but must not be when a program runs again: adjacent pages, as start and end.
+    stale: Vec<(u64, u64)>,
     /// See [`CHANGES_MAX`].
     changes: usize,
     /// Chunks that nothing of ours can come to.
@@ -243,6 +250,7 @@ impl Mirror {
         if self.owner.is_none() || !PROGRAMS.contains(&virt) || !self.claim(virt) {
             return false;
         }
+        self.unmap_stale();
         let rights = if write { WRITE } else { READ };
         self.changes += 1;
         if self.changes > CHANGES_MAX || self.pages.len() + pages as usize > PAGES_MAX {
@@ -294,19 +302,32 @@ impl Mirror {
         self.protect_all(pages, WRITE);
     }
 
-    /// Unmaps what is mapped of so many pages from `virt` on in the address space of `root`, or in any.
+    /// Drops what is mapped of so many pages from `virt` on in the address space of `root`, or in any.
     pub fn drop_range(&mut self, root: Option<u64>, virt: u64, pages: u64) {
         if self.pages.is_empty() || root.is_some() && root != self.owner {
             return;
         }
         let range = virt..virt.saturating_add(pages.saturating_mul(PAGE));
-        let gone: Vec<u64> = self.pages.range(range).map(|(virt, _)| *virt).collect();
-        for (start, bytes) in runs(gone.iter().copied()) {
-            self.changes += 1;
-            bury(start, bytes);
-        }
-        for virt in gone {
+        while let Some((&virt, _)) = self.pages.range(range.clone()).next() {
             self.pages.remove(&virt);
+            match self.stale.last_mut() {
+                Some((_, end)) if *end == virt => *end += PAGE,
+                _ => self.stale.push((virt, virt + PAGE)),
+            }
+        }
+    }
+
+    /// Whether pages that were dropped are still mapped.
+    pub fn has_stale(&self) -> bool {
+        !self.stale.is_empty()
+    }
+
+    /// Unmaps pages that were dropped.
+    pub fn unmap_stale(&mut self) {
+        for (start, end) in std::mem::take(&mut self.stale) {
+            mark!(MirrorUnmapped);
+            self.changes += 1;
+            bury(start, (end - start) as usize);
         }
     }
 
@@ -349,7 +370,9 @@ impl Mirror {
 
     /// Unmaps everything.
     pub fn clear(&mut self) {
-        let chunks: HashSet<u64> = self.pages.keys().map(|virt| virt >> CHUNK_SHIFT).collect();
+        let dropped = self.stale.drain(..).flat_map(|(start, end)| start >> CHUNK_SHIFT..=(end - 1) >> CHUNK_SHIFT);
+        let mut chunks: HashSet<u64> = dropped.collect();
+        chunks.extend(self.pages.keys().map(|virt| virt >> CHUNK_SHIFT));
         chunks.into_iter().for_each(bury_chunk);
         self.pages.clear();
         self.changes = 0;
@@ -480,10 +503,16 @@ mod tests {
         mirror.drop_range(Some(0x2000), HERE, 100);
         assert!(mirror.has(HERE), "another address space's");
         mirror.drop_range(Some(0x1000), HERE + PAGE, 100);
+        assert!(mirror.has_stale() && !mirror.has(HERE + PAGE));
+        mirror.unmap_stale();
+        assert!(!mirror.has_stale());
         assert_eq!(rights(HERE).unwrap(), "rw-");
         assert_eq!(rights(HERE + PAGE).unwrap(), "---");
         assert_eq!(rights(HERE + 5 * PAGE).unwrap(), "---");
+        mirror.drop_range(None, HERE, 1);
+        assert!(mirror.is_empty());
         mirror.clear();
+        assert!(!mirror.has_stale());
         assert_eq!(rights(HERE).unwrap(), "---");
         drop(mirror);
         assert_eq!(rights(HERE), None);

@@ -18,13 +18,16 @@
 //!   PageId    the page's identity, negated                   that of the page where it is now
 //! ```
 //!
+//! Where a block is there for several addresses already, the copy takes the place of the oldest, which is of the
+//! same size: so programs that start again and again do not fill the code cache.
+//!
 //! Jumps between blocks are no notes: a copy begins with none linked, except to the copies that are made
 //! with it. From a block that a program comes to it will go on as the one before did, so the blocks of the same
 //! page that can be reached from it by direct jumps are copied at once, and linked; a program that starts
 //! would leave translated code at each of these jumps.
 //!
 //! What translation decides by the address itself would not come out the same in a copy. So only whole blocks of 64-bit programs between
-//! 8 GiB and the end of what programs have are copied, where every address that follows
+//! 8 GiB and the end of what programs can have are copied, where every address that follows
 //! from RIP takes 64 bits; a block that has an absolute 64-bit address, or any other thing that is not noted, is *pinned*;
 //! and blocks of mirrored code are copied only if their addresses can be claimed, and if none of their
 //! instructions is to be checked there. [`Vcpu::compare_copies`] has blocks translated from scratch where their copies
@@ -45,7 +48,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Where blocks that are copied may be: see the module's head.
-const ADDRESSES: Range<u64> = 1 << 33..(1 << 47) - (1 << 33);
+const ADDRESSES: Range<u64> = 1 << 33..1 << 47;
 /// Blocks copied together.
 const TOGETHER_MAX: usize = 48;
 /// Bytes of the jump out in front of a block's checked entry.
@@ -229,17 +232,29 @@ impl Blocks {
         let block = self.get(id);
         let moves = block.moves.clone()?;
         let slide = key.virt.wrapping_sub(block.key.virt);
-        if !self.has_room() || !permits.allow(block, &moves, arena, slide) {
+        if !permits.allow(block, &moves, arena, slide) {
             return None;
         }
-        let (start, cold) = (block.checked - OUT, self.cold_start(id));
-        let (to, to_cold) = self.next_addresses();
+        // Copies of one another have their instructions in common, and are of one size.
+        let alike = |old: &BlockId| *old != id && Arc::ptr_eq(&self.get(*old).insns, &block.insns);
+        let reused = self.oldest(&key).filter(alike);
+        let (new, [to, to_cold], first_exit) = match reused {
+            Some(old) => {
+                mark!(BlockReused);
+                self.forget(arena, old);
+                (old, self.starts_of(old), self.get(old).exits)
+            }
+            None if self.has_room() => (self.next_id(), self.next_addresses().into(), self.exits.len() as u32),
+            None => return None,
+        };
+        let block = self.get(id);
+        let [start, cold] = self.starts_of(id);
         let exits = self.exits_of(id);
         let distance = Distance {
             code: to.wrapping_sub(start),
             cold: to_cold.wrapping_sub(cold),
             boundary: self.cold_parts(),
-            exit: (self.exits.len() as u32).wrapping_sub(exits.start),
+            exit: first_exit.wrapping_sub(exits.start),
         };
         arena.copy_code(start, to, (block.end - start) as usize);
         arena.copy_code(cold, to_cold, (block.cold_end - cold) as usize);
@@ -253,7 +268,7 @@ impl Blocks {
             second_page: None,
             live: true,
             next: BlockId::NONE,
-            exits: self.exits.len() as u32,
+            exits: first_exit,
             incoming: Vec::new(),
             moves: Some(moves.clone()),
             ..*block
@@ -261,14 +276,27 @@ impl Blocks {
         let mut mend = Mend { arena, distance: &distance, key: &key, slide, page_id };
         moves.code().for_each(|(at, kind)| mend.field(to + at, distance.code, kind));
         moves.cold().for_each(|(at, kind)| mend.field(to_cold + at, distance.cold, kind));
-        let new = self.next_id();
-        for exit in exits {
+        for (nth, exit) in exits.enumerate() {
             let Exit { insn, kind, .. } = self.exits[exit as usize];
-            let kind = mend.exit(kind);
-            self.exits.push(Exit { block: new, insn, kind });
+            let exit = Exit { block: new, insn, kind: mend.exit(kind) };
+            match self.exits.get_mut(first_exit as usize + nth) {
+                Some(old) => *old = exit,
+                None => self.exits.push(exit),
+            }
         }
         mark!(BlockCopied);
-        Some(self.add(copy))
+        match reused {
+            Some(old) => self.replace(old, copy),
+            None => {
+                self.add(copy);
+            }
+        }
+        Some(new)
+    }
+
+    /// Where a block's code and its cold part begin.
+    fn starts_of(&self, id: BlockId) -> [u32; 2] {
+        [self.get(id).checked - OUT, self.cold_start(id)]
     }
 }
 
@@ -383,7 +411,6 @@ impl Vcpu {
     fn copy(&mut self, from: BlockId, key: BlockKey, page_id: PageId) -> Option<BlockId> {
         let mut permits = Permits { mirror: &mut self.tlb.mirror, checked: &self.mirroring.checked };
         let copy = self.blocks.copy(&mut self.arena, from, key, page_id, &mut permits)?;
-        self.blocks.thin_out(&mut self.arena, copy);
         self.statistics.blocks_copied += 1;
         Some(copy)
     }
@@ -417,7 +444,7 @@ impl Vcpu {
     fn compare_copy(&mut self, ram: &Ram, copy: BlockId, page_id: PageId) -> Result<(), String> {
         let block = self.blocks.get(copy);
         let key = block.key;
-        let (start, cold) = (block.checked - OUT, self.blocks.cold_start(copy));
+        let [start, cold] = self.blocks.starts_of(copy);
         let place = Place {
             origin: start,
             cold,

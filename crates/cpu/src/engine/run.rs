@@ -350,7 +350,12 @@ impl Vcpu {
     /// Tells translated code what it may not ask the bus itself.
     fn prepare_entry(&mut self, bus: &mut dyn Bus) {
         let horizon = self.horizon;
+        if self.state().cpl == 3 {
+            self.tlb.mirror.unmap_stale();
+        }
+        let stale = self.tlb.mirror.has_stale() as u32;
         let hot = self.hot();
+        hot.stale = stale;
         hot.pending = bus.interrupt_pending() as u32;
         fast_calls::ready(hot);
         hot.yields = bus.yields_at_pause() as u32;
@@ -445,9 +450,11 @@ impl Vcpu {
     fn branch(&mut self, bus: &mut dyn Bus, mode: Mode, from: ExitId, target: u64) -> Next {
         let state = &mut self.hot().state;
         state.rip = if mode.is64() { target } else { target.wrapping_sub(state.seg[1].base) & 0xffff_ffff };
-        let flushes = self.blocks.flushes;
+        let source = |vcpu: &Self| vcpu.blocks.source_of(from);
+        let before = (self.blocks.flushes, source(self));
         let Some((block, whole)) = self.follow(bus, mode) else { return Next::Loop };
-        if whole && flushes == self.blocks.flushes {
+        // Its block may be gone, or another one in its place.
+        if whole && self.blocks.flushes == before.0 && source(self) == before.1 {
             mark!(Linked);
             self.blocks.link(&mut self.arena, from, block);
         }

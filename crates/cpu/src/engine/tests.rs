@@ -6,6 +6,7 @@ mod fast_calls;
 mod found;
 mod mirrored;
 mod modes;
+mod moves;
 
 use super::contexts::PROCESSORS_MAX;
 use super::vcpu::{Exit, Vcpu, VcpuConfig};

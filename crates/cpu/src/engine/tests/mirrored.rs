@@ -6,12 +6,12 @@ use base::PAGE_SIZE;
 
 const USER: u64 = 7 | 1 << 5;
 const FRAME: u64 = 0x10_0000;
-const FREE: u64 = 0x20_0000;
+pub(super) const FREE: u64 = 0x20_0000;
 /// An address at which a program is likely to have something and we are not.
 const FAR: u64 = 0x3fff_1234_5000;
 
 /// A program at `CODE` that ends in an endless loop.
-fn program(build: impl FnOnce(&mut CodeAssembler)) -> Guest {
+pub(super) fn program(build: impl FnOnce(&mut CodeAssembler)) -> Guest {
     let mut guest = Guest::program(|a| {
         build(a);
         let mut end = a.create_label();
@@ -34,7 +34,7 @@ fn program(build: impl FnOnce(&mut CodeAssembler)) -> Guest {
 }
 
 /// The same of which the memory is mirrored: there is one mirror for all tests.
-fn mirrored(build: impl Fn(&mut CodeAssembler)) -> Guest {
+pub(super) fn mirrored(build: impl Fn(&mut CodeAssembler)) -> Guest {
     loop {
         let mut guest = program(&build);
         assert_eq!(guest.run_to(0), Exit::Limit);
@@ -47,7 +47,7 @@ fn mirrored(build: impl Fn(&mut CodeAssembler)) -> Guest {
 }
 
 /// Has the program see the page at `phys` at `virt` as well; `free` is where new tables may be.
-fn map(guest: &mut Guest, virt: u64, phys: u64, free: &mut u64) {
+pub(super) fn map(guest: &mut Guest, virt: u64, phys: u64, free: &mut u64) {
     let ram = &mut guest.board.ram;
     let mut table = TABLES;
     for shift in [39, 30, 21] {
@@ -150,6 +150,53 @@ fn a_page_is_what_the_tables_say_now_and_its_first_write_of_an_epoch_is_noted() 
     map(&mut guest, FAR, FRAME + 0x1000, &mut free);
     assert_eq!(guest.run_to(900), Exit::Limit);
     assert_eq!((guest.reg(gpr::RAX), word(&guest, FRAME + 8), word(&guest, FRAME + 0x1008)), (2, 1, 2));
+}
+
+/// A kernel that puts another page behind an address at each call, and goes back by SYSRET.
+#[test]
+fn what_the_kernel_takes_away_is_gone_when_the_program_goes_on() {
+    const KERNEL: u64 = 0x1_1000;
+    let build = |a: &mut CodeAssembler| {
+        let mut top = a.create_label();
+        a.set_label(&mut top).unwrap();
+        a.add(r12, qword_ptr(rbx)).unwrap();
+        a.add(qword_ptr(rbx), 1).unwrap();
+        a.syscall().unwrap();
+        a.jmp(top).unwrap();
+    };
+    let mut kernel = CodeAssembler::new(64).unwrap();
+    kernel.xor(qword_ptr(r9), 0x1000).unwrap();
+    kernel.invlpg(ptr(rbx)).unwrap();
+    kernel.sysretq().unwrap();
+    let kernel = kernel.assemble(KERNEL).unwrap();
+    let ends = [true, false].map(|with| {
+        let mut guest = if with { mirrored(build) } else { program(build) };
+        guest.cpu.set_interpret_all(!with);
+        let mut free = FREE;
+        map(&mut guest, FAR, FRAME, &mut free);
+        let ram = &mut guest.board.ram;
+        assert!(ram.write(GuestPhys(KERNEL), &kernel));
+        assert!(ram.write_u64(GuestPhys(FRAME), 1000) && ram.write_u64(GuestPhys(FRAME + 0x1000), 1));
+        let mut table = TABLES;
+        for shift in [39, 30, 21] {
+            table = ram.read_u64(GuestPhys(table + (FAR >> shift) % 512 * 8)).unwrap() & !0xfff;
+        }
+        // The kernel sees page tables where they are.
+        map(&mut guest, table, table, &mut free);
+        let state = guest.cpu.state_mut();
+        state.efer |= efer::SCE;
+        state.msr.star = 0x0023_0008 << 32;
+        state.msr.lstar = KERNEL;
+        state.gpr[gpr::RBX] = FAR;
+        state.gpr[gpr::R9] = table + (FAR >> 12) % 512 * 8;
+        let unmapped = count(Mark::MirrorUnmapped);
+        assert_eq!(guest.run_to(3000), Exit::Limit);
+        assert!(!with || count(Mark::MirrorUnmapped) > unmapped, "nothing was unmapped");
+        let words = [0, 0x1000].map(|at| guest.board.ram.read_u64(GuestPhys(FRAME + at)).unwrap());
+        (guest.cpu.state().gpr, guest.cpu.state().rip, words)
+    });
+    assert!(ends[0] == ends[1], "{:x?} {:x?}", ends[0], ends[1]);
+    assert!(ends[0].2[0] > 1000 && ends[0].2[1] > 1);
 }
 
 /// Repeated string instructions over pages that are mapped, not mapped and not there, overlapping ones too.
