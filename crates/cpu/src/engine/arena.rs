@@ -46,7 +46,8 @@ impl Arena {
             };
             if got as usize == at {
                 let arena = Self { base: at as u32, bytes };
-                arena.want_large_pages();
+                let code = arena.code_start();
+                want_large_pages(code as usize as *const u8, (arena.code_end() - code) as usize);
                 return Ok(arena);
             }
             if got != libc::MAP_FAILED {
@@ -57,14 +58,6 @@ impl Arena {
             at -= STEP;
         }
         Err(CpuError::NoLowMemory { bytes })
-    }
-
-    /// Asks for large pages for the code cache: it fills from its beginning, and a fault for every 4 KiB was
-    /// a third of what copying a block costs. A host without them goes on with small ones.
-    fn want_large_pages(&self) {
-        let (start, len) = (self.code_start() as usize, (self.code_end() - self.code_start()) as usize);
-        // SAFETY: inside our own mapping; contents and rights stay as they are.
-        unsafe { libc::madvise(start as *mut libc::c_void, len, libc::MADV_HUGEPAGE) };
     }
 
     /// The hot data at the start of the arena.
@@ -107,6 +100,18 @@ impl Arena {
     pub fn patch_jump(&mut self, field: u32, target: u32) {
         let distance = target.wrapping_sub(field.wrapping_add(4));
         self.write_code(field, &distance.to_le_bytes());
+    }
+}
+
+/// Asks for large pages for so many elements of memory of ours that fills from its beginning: a fault for every 4 KiB was
+/// a third of what copying a block costs. A host without them goes on with small ones.
+pub fn want_large_pages<T>(start: *const T, elements: usize) {
+    const PAGE: usize = base::PAGE_SIZE;
+    let first = (start as usize).next_multiple_of(PAGE);
+    let end = (start as usize + elements * size_of::<T>()) & !(PAGE - 1);
+    if first < end {
+        // SAFETY: whole pages that are the caller's; contents and rights stay as they are.
+        unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
     }
 }
 

@@ -13,7 +13,7 @@
 //! host's caches. Space is handed out in order and never reclaimed singly; when the cache is full everything
 //! goes. A block whose guest bytes were written is unlinked from its predecessors and forgotten.
 
-use super::arena::Arena;
+use super::arena::{Arena, want_large_pages};
 use super::classify::Class;
 use super::hot::{JUMP_ENTRIES, SPREAD, spread};
 use super::moves::Moves;
@@ -162,6 +162,10 @@ impl DecodedId {
 
 /// The part of the code cache that is for what runs seldom: so many of so many shares.
 const COLD_SHARE: (u32, u32) = (21, 64);
+
+/// Bytes that a block takes of the code cache, and the ways out that it has, about.
+const BLOCK_BYTES: u32 = 350;
+const EXITS: usize = 6;
 
 /// Bytes of the jump before a block's checked entry, which is where lines of the host's cache begin.
 const OUT: u32 = 5;
@@ -325,9 +329,13 @@ impl Blocks {
     /// An empty cache between `start` and `end`.
     pub fn new(start: u32, end: u32) -> Self {
         let cold = start + (end - start) / COLD_SHARE.1 * (COLD_SHARE.1 - COLD_SHARE.0);
+        let expected = ((end - start) / BLOCK_BYTES) as usize;
+        let (list, exits) = (Vec::with_capacity(expected), Vec::with_capacity(expected * EXITS));
+        want_large_pages(list.as_ptr(), list.capacity());
+        want_large_pages(exits.as_ptr(), exits.capacity());
         Self {
-            list: Vec::new(),
-            exits: Vec::new(),
+            list,
+            exits,
             decoded: Vec::new(),
             by_place: HashMap::default(),
             pages: HashMap::default(),
@@ -351,6 +359,11 @@ impl Blocks {
     pub fn has_room(&self) -> bool {
         let room = (self.cold - self.next).min(self.end - self.next_cold);
         room > 64 << 10
+    }
+
+    /// One bit per 64 bytes of a physical page that some block covers.
+    pub fn lines_of(&self, page: u64) -> u64 {
+        self.pages.get(&page).map_or(0, |code| code.lines)
     }
 
     /// Whether a block may begin at a physical address; if not, none does.

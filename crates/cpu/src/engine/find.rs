@@ -143,6 +143,7 @@ impl Vcpu {
         let mut surroundings = Around {
             key,
             whole: key.shares && u64::from(key.limit) == regs::MAX_BLOCK,
+            covered: self.blocks.lines_of(phys.page()),
             blocks: &self.blocks,
             checked: &self.mirroring.checked,
             mirror: &mut self.tlb.mirror,
@@ -168,6 +169,8 @@ struct Around<'a> {
     key: BlockKey,
     /// It is a whole one, which ends where others begin.
     whole: bool,
+    /// One bit per 64 bytes of the page that some block covers.
+    covered: u64,
     blocks: &'a Blocks,
     checked: &'a HashSet<u64>,
     mirror: &'a mut Mirror,
@@ -175,10 +178,13 @@ struct Around<'a> {
 
 impl Surroundings for Around<'_> {
     fn begins_block(&self, at: usize) -> bool {
+        if !self.whole || self.covered >> (at >> 6) & 1 == 0 {
+            return false;
+        }
         let away = (at as u64).wrapping_sub(self.key.phys % PAGE_SIZE as u64);
         let (phys, virt) = (self.key.phys.wrapping_add(away), self.key.virt.wrapping_add(away));
         let key = BlockKey { phys, virt, ..self.key };
-        self.whole && self.blocks.may_begin(phys) && self.blocks.find(&key).is_some()
+        self.blocks.may_begin(phys) && self.blocks.find(&key).is_some()
     }
 
     fn is_checked(&self, virt: u64) -> bool {

@@ -9,13 +9,14 @@ use super::emit::{Ea, Emitter, guest_of};
 use super::regs;
 use super::used::Used;
 use crate::marks::mark;
+use arrayvec::ArrayVec;
 use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpKind, Register};
 use x86::gpr;
 
 /// Where each guest register of one instruction is found.
 struct Assignment {
     /// Guest register, host register, whether written.
-    visits: Vec<(usize, Reg, bool)>,
+    visits: ArrayVec<(usize, Reg, bool), 4>,
 }
 
 impl Assignment {
@@ -28,6 +29,9 @@ impl Assignment {
             .expect("every register without a home has a visit")
     }
 }
+
+/// Host registers that guest registers may visit, the last one first.
+type Pool = ArrayVec<Reg, 3>;
 
 /// Guest registers that are not in the host register of the same name.
 const AWAY: u16 = HOMELESS | 1 << gpr::RCX;
@@ -63,13 +67,14 @@ impl Rewriter {
             return Ok(());
         }
         let needs_rcx = wants_host_rcx(instr);
-        let mut pool = vec![Reg::R10, Reg::R11];
+        let mut pool: Pool = [Reg::R10, Reg::R11].into_iter().collect();
         if !needs_rcx {
             pool.push(Reg::RCX);
         }
         let assignment = assign(used, needs_rcx, &mut pool)?;
         let bytes = self.encode(instr, &assignment, None)?;
         surround(e, &assignment, &bytes);
+        self.give_back(bytes);
         Ok(())
     }
 
@@ -126,7 +131,7 @@ impl Rewriter {
         high: bool,
     ) -> Result<(), Inexpressible> {
         let homeless = (used.any & HOMELESS).count_ones();
-        let mut pool = Vec::new();
+        let mut pool = Pool::new();
         if high {
             mark!(HighByteMemory);
             e.asm.lea(Width::W64, Reg::RCX, operand);
@@ -149,6 +154,7 @@ impl Rewriter {
         let assignment = assign(used, needs_rcx, &mut pool)?;
         let bytes = self.encode(instr, &assignment, Some(operand))?;
         surround(e, &assignment, &bytes);
+        self.give_back(bytes);
         Ok(())
     }
 
@@ -162,7 +168,7 @@ impl Rewriter {
     ) -> Result<(), Inexpressible> {
         let used = data_guests(instr, used);
         let needs_rcx = wants_host_rcx(instr);
-        let mut pool = vec![Reg::R10, Reg::R11];
+        let mut pool: Pool = [Reg::R10, Reg::R11].into_iter().collect();
         if !needs_rcx {
             pool.push(Reg::RCX);
         }
@@ -250,6 +256,12 @@ impl Rewriter {
         self.encoder.encode(&new, 0).map_err(|_| Inexpressible)?;
         Ok(self.encoder.take_buffer())
     }
+
+    /// The encoder's buffer, for the next instruction.
+    fn give_back(&mut self, mut bytes: Vec<u8>) {
+        bytes.clear();
+        self.encoder.set_buffer(bytes);
+    }
 }
 
 /// The operand of an instruction whose registers are at home.
@@ -299,8 +311,8 @@ fn surround(e: &mut Emitter, assignment: &Assignment, bytes: &[u8]) {
     }
 }
 
-fn assign(used: Used, rcx_visits: bool, pool: &mut Vec<Reg>) -> Result<Assignment, Inexpressible> {
-    let mut visits = Vec::new();
+fn assign(used: Used, rcx_visits: bool, pool: &mut Pool) -> Result<Assignment, Inexpressible> {
+    let mut visits = ArrayVec::new();
     for (guest, written) in used.guests() {
         if guest == gpr::RCX {
             if rcx_visits {
