@@ -35,6 +35,7 @@ use crate::marks::mark;
 use memory::Ram;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -47,7 +48,7 @@ const PAGE: u64 = base::PAGE_SIZE as u64;
 const CHUNK_SHIFT: u32 = 24;
 const CHUNK: u64 = 1 << CHUNK_SHIFT;
 /// The addresses that programs can have: what the host lets a process map.
-const PROGRAMS: std::ops::Range<u64> = 0x1_0000..(1 << 47) - PAGE;
+const PROGRAMS: Range<u64> = 0x1_0000..(1 << 47) - PAGE;
 const CHUNKS: u64 = 1 << (47 - CHUNK_SHIFT);
 /// Where the guard is if nothing else is: far from where programs have anything, as its chunks are not theirs.
 const GUARD_AT: u64 = 0x1000_0000_0000;
@@ -62,6 +63,8 @@ const PAGES_MAX: usize = 1 << 18;
 const CLAIMS_MAX: usize = 2000;
 /// Pages around one that is written which are made writable with it, if they were before.
 const WRITTEN_TOGETHER: u64 = 64;
+/// Bytes of memory behind what is asked for that are looked at as well.
+const LOOKED_AHEAD: u64 = 64 * PAGE;
 const NONE: libc::c_int = libc::PROT_NONE;
 const READ: libc::c_int = libc::PROT_READ;
 const WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
@@ -102,6 +105,8 @@ pub struct Mirror {
     owner: Option<u64>,
     /// By linear address.
     pages: BTreeMap<u64, Page>,
+    /// What was last found to be mapped, for reads and for writes.
+    looked_up: [Range<u64>; 2],
     /// What is still mapped, but must not be when a program runs again: adjacent pages, as start and end.
     stale: Vec<(u64, u64)>,
     /// See [`CHANGES_MAX`].
@@ -230,16 +235,22 @@ impl Mirror {
         self.pages.contains_key(&virt)
     }
 
-    /// How many bytes from `virt` on are mapped, for writes if `write`; looks at no more than `bytes`.
-    pub fn mapped_from(&self, virt: u64, bytes: u64, write: bool) -> u64 {
-        let mut end = virt & !(PAGE - 1);
+    /// How many bytes from `virt` on are mapped, for writes if `write`, as far as `bytes`.
+    pub fn mapped_from(&mut self, virt: u64, bytes: u64, write: bool) -> u64 {
+        let start = virt & !(PAGE - 1);
         let wanted = virt.saturating_add(bytes);
-        for (at, page) in self.pages.range(end..wanted) {
+        let looked = &self.looked_up[write as usize];
+        if looked.contains(&virt) && wanted <= looked.end {
+            return bytes;
+        }
+        let mut end = start;
+        for (at, page) in self.pages.range(start..wanted.saturating_add(LOOKED_AHEAD)) {
             if *at != end || write && !page.write {
                 break;
             }
             end += PAGE;
         }
+        self.looked_up[write as usize] = start..end;
         end.clamp(virt, wanted) - virt
     }
 
@@ -278,7 +289,9 @@ impl Mirror {
         }
         for n in 0..pages {
             let page = Page { index: index + n as usize, write, written: false };
-            self.pages.insert(virt + n * PAGE, page);
+            if self.pages.insert(virt + n * PAGE, page).is_some() {
+                self.looked_up = Default::default();
+            }
         }
         true
     }
@@ -310,6 +323,7 @@ impl Mirror {
         let range = virt..virt.saturating_add(pages.saturating_mul(PAGE));
         while let Some((&virt, _)) = self.pages.range(range.clone()).next() {
             self.pages.remove(&virt);
+            self.looked_up = Default::default();
             match self.stale.last_mut() {
                 Some((_, end)) if *end == virt => *end += PAGE,
                 _ => self.stale.push((virt, virt + PAGE)),
@@ -341,6 +355,7 @@ impl Mirror {
     /// Takes away the right to write a page.
     pub fn forbid_write(&mut self, virt: u64) {
         let Some(page) = self.pages.get_mut(&virt) else { return };
+        self.looked_up = Default::default();
         page.written = false;
         if std::mem::take(&mut page.write) {
             self.protect_all(&[virt], READ);
@@ -350,6 +365,7 @@ impl Mirror {
     /// Takes away the right to write any page, for their next writes to be heard of.
     pub fn forbid_writes(&mut self) {
         let mut written = Vec::new();
+        self.looked_up = Default::default();
         for (virt, page) in self.pages.iter_mut().filter(|(_, page)| page.write) {
             (page.write, page.written) = (false, true);
             written.push(*virt);
@@ -375,6 +391,7 @@ impl Mirror {
         chunks.extend(self.pages.keys().map(|virt| virt >> CHUNK_SHIFT));
         chunks.into_iter().for_each(bury_chunk);
         self.pages.clear();
+        self.looked_up = Default::default();
         self.changes = 0;
     }
 }

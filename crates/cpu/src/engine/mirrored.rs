@@ -251,8 +251,8 @@ impl Vcpu {
         }
         let element = shape.element();
         let wanted = count.min(budget).min(ITERATIONS_MAX);
-        let possible = |vcpu: &Self| {
-            let mapped = |at, write| vcpu.tlb.mirror.mapped_from(at, wanted * element, write);
+        let possible = |vcpu: &mut Self| {
+            let mut mapped = |at, write| vcpu.tlb.mirror.mapped_from(at, wanted * element, write);
             let to = mapped(rdi, true);
             if shape.moves() { mapped(rsi, false).min(to) / element } else { to / element }
         };
