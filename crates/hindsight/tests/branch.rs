@@ -185,3 +185,24 @@ fn the_same_input_leads_to_the_same_future_and_another_to_another() {
     }
     assert!(common.iter().all(|hash| *hash == common[0]), "{common:?}");
 }
+
+/// However late the thread that writes may be: the recorder itself has written what a kill must not lose.
+#[test]
+fn how_far_a_working_machine_is_is_on_disk_when_the_recorder_has_looked_at_it() {
+    let Some(place) = Place::new() else { return };
+    place.json(&[&RECORD[..], &["./parent", "--", "seq 100 | sha256sum"]].concat(), 0);
+    let (mut session, past) = {
+        let mut travel = open(&place.path("parent"));
+        travel.seek(Position::from_count(100_000_000)).unwrap();
+        travel.go_live().unwrap()
+    };
+    let folder = place.path("killed");
+    std::fs::create_dir(&folder).unwrap();
+    let mut recorder = Recorder::begin_from(&mut session, &folder, &past, Every::Work).unwrap();
+    for _ in 0..5 {
+        session.run_until(session.position().after(1_000_000));
+        std::thread::sleep(Duration::from_millis(30));
+        recorder.look(&mut session).unwrap();
+        assert_eq!(Recording::open(&folder).unwrap().extent().last, session.position());
+    }
+}

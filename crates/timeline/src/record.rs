@@ -13,8 +13,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often it is noted how far a working machine is: what a killed recording lacks at most,
-/// beside what had not been flushed. The machine does not see when.
+/// How often it is put on disk how far a working machine is: what a killed recording lacks at most. The
+/// machine does not see when.
 const NOTE_EVERY: Duration = Duration::from_millis(25);
 
 /// Records a live session into a folder.
@@ -141,8 +141,8 @@ impl Recorder {
             self.next_hash = self.hash_every.next(at);
         }
         if self.noted.elapsed() >= NOTE_EVERY {
-            self.writer.reached(at);
-            self.noted = Instant::now();
+            // On a loaded host the writing thread comes late. What stands in the way is told by `check`.
+            let _ = self.keep_up(session);
         }
         if let Some(checkpointer) = &mut self.checkpointer {
             let _work = profile::work(Work::Checkpoint);
