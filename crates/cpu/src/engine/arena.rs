@@ -103,8 +103,8 @@ impl Arena {
     }
 }
 
-/// Asks for large pages for so many elements of memory of ours that fills from its beginning: a fault for every 4 KiB was
-/// a third of what copying a block costs. A host without them goes on with small ones.
+/// Asks for large pages for so many elements of memory of ours that fills from its beginning: a fault for
+/// every 4 KiB was a third of what copying a block costs. A host without them goes on with small ones.
 pub fn want_large_pages<T>(start: *const T, elements: usize) {
     const PAGE: usize = base::PAGE_SIZE;
     let first = (start as usize).next_multiple_of(PAGE);

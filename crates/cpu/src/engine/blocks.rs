@@ -168,7 +168,7 @@ const BLOCK_BYTES: u32 = 350;
 const EXITS: usize = 6;
 
 /// Bytes of the jump before a block's checked entry, which is where lines of the host's cache begin.
-const OUT: u32 = 5;
+pub const OUT: u32 = 5;
 
 /// Bits of [`Blocks::may_begin`].
 const BEGINS: usize = 1 << 20;

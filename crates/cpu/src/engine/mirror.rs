@@ -386,7 +386,8 @@ impl Mirror {
 
     /// Unmaps everything.
     pub fn clear(&mut self) {
-        let dropped = self.stale.drain(..).flat_map(|(start, end)| start >> CHUNK_SHIFT..=(end - 1) >> CHUNK_SHIFT);
+        let dropped =
+            self.stale.drain(..).flat_map(|(start, end)| start >> CHUNK_SHIFT..=(end - 1) >> CHUNK_SHIFT);
         let mut chunks: HashSet<u64> = dropped.collect();
         chunks.extend(self.pages.keys().map(|virt| virt >> CHUNK_SHIFT));
         chunks.into_iter().for_each(bury_chunk);

@@ -7,6 +7,7 @@
 //! | `thunks`, `signals`, `x87` | crossing between Rust and translated code |
 //! | `asm`, `emit`, `plain`, `strings`, `privileged`, `fast_calls`, `translate`, `classify` | the translator |
 //! | `mirror`, `mirrored` | programs' memory at their own addresses in this process, without checks |
+//! | `moves`, `copies` | blocks copied for programs that have the same pages elsewhere |
 //! | `groups`, `used` | which accesses share a check, and what instructions use |
 //! | `blocks`, `tlb`, `spaces`, `tables`, `writers` | what is cached, and when it is dropped |
 //! | `run`, `find`, `access`, `interpret`, `flow`, `bounce` | the loop, TLB misses, and executing one instruction from Rust |
@@ -21,6 +22,7 @@ mod blocks;
 mod bounce;
 mod classify;
 mod contexts;
+mod copies;
 mod debugging;
 mod emit;
 mod fast_calls;
