@@ -56,6 +56,8 @@ marks! {
     BlockCopied,
     /// A copy is held against a translation.
     CopyCompared,
+    /// The oldest of too many blocks of the same bytes at different addresses is forgotten.
+    AddressForgotten,
     /// In the place of the oldest copy.
     BlockReused,
     /// An address space is mirrored.

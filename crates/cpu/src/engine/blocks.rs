@@ -291,8 +291,14 @@ pub type PageId = u32;
 
 /// From here on, identities take four bytes of code each.
 const FIRST_PAGE_ID: PageId = 256;
-/// Blocks of the same place at different addresses; one more takes the place of the oldest.
-const ADDRESSES_MAX: usize = 4;
+/// Blocks of the same place at different addresses, as all of them may have to be looked at: one more takes
+/// the place of the oldest, or has it forgotten. When the code cache fills, it does so with fewer.
+const ADDRESSES_MAX: usize = 16;
+const ADDRESSES_WHEN_FULL: usize = 5;
+/// Identities of pages. Programs that start again and again have ever new ones.
+const PAGE_IDS_MAX: usize = 1 << 17;
+/// Exits linked to a block that are looked through for what is there twice.
+const INCOMING_LOOKED_THROUGH: usize = 64;
 
 struct CodePage {
     /// One bit per 64 bytes that some block covers.
@@ -306,6 +312,8 @@ pub struct Blocks {
     pub exits: Vec<Exit>,
     /// Instructions that Rust executes; see [`DecodedId`].
     pub decoded: Vec<(Instruction, Class)>,
+    /// Those that no exit has any more.
+    free_decoded: Vec<DecodedId>,
     /// The newest block of each place; see [`Block::next`].
     by_place: HashMap<BlockPlace, BlockId, BuildMix>,
     pages: HashMap<u64, CodePage, BuildMix>,
@@ -337,6 +345,7 @@ impl Blocks {
             list,
             exits,
             decoded: Vec::new(),
+            free_decoded: Vec::new(),
             by_place: HashMap::default(),
             pages: HashMap::default(),
             page_ids: HashMap::default(),
@@ -358,7 +367,14 @@ impl Blocks {
     /// Whether a block of any size may still be added.
     pub fn has_room(&self) -> bool {
         let room = (self.cold - self.next).min(self.end - self.next_cold);
-        room > 64 << 10
+        room > 64 << 10 && self.page_ids.len() < PAGE_IDS_MAX
+    }
+
+    /// Whether less than a quarter is left.
+    fn is_filling(&self) -> bool {
+        let [code, cold] = [(self.start, self.next, self.cold), (self.cold, self.next_cold, self.end)]
+            .map(|(start, next, end)| end - next < (end - start) / 4);
+        code || cold
     }
 
     /// One bit per 64 bytes of a physical page that some block covers.
@@ -444,7 +460,7 @@ impl Blocks {
         id
     }
 
-    /// The oldest block of the key's place, if there are many at different addresses.
+    /// The oldest block of the key's place, if there are as many as may be at different addresses.
     pub fn oldest(&self, key: &BlockKey) -> Option<BlockId> {
         let mut at = self.at_any_address(key)?;
         let mut count = 1;
@@ -452,7 +468,16 @@ impl Blocks {
             at = self.get(at).next;
             count += 1;
         }
-        (count >= ADDRESSES_MAX).then_some(at)
+        let most = if self.is_filling() { ADDRESSES_WHEN_FULL } else { ADDRESSES_MAX };
+        (count >= most).then_some(at)
+    }
+
+    /// Forgets the oldest block of the key's place, if there are too many at different addresses.
+    pub fn make_room_at(&mut self, arena: &mut Arena, key: &BlockKey) {
+        if let Some(oldest) = self.oldest(key) {
+            mark!(AddressForgotten);
+            self.forget(arena, oldest);
+        }
     }
 
     /// Puts a block in the place of `id`, which was for the same guest bytes and has been forgotten.
@@ -491,7 +516,37 @@ impl Blocks {
         let same_page = source.key.virt >> 12 == target >> 12;
         let address = if same_page { to_block.entry } else { to_block.checked };
         arena.patch_jump(field, address);
-        self.list[to.0 as usize].incoming.push(from);
+        let incoming = &mut self.list[to.0 as usize].incoming;
+        // The exit of a block that took another one's place may have been linked before.
+        if incoming.len() >= INCOMING_LOOKED_THROUGH && incoming.len() == incoming.capacity() {
+            incoming.sort_unstable_by_key(|exit| exit.0);
+            incoming.dedup();
+        }
+        incoming.push(from);
+    }
+
+    /// Keeps a decoded instruction for an exit.
+    pub fn keep_decoded(&mut self, decoded: (Instruction, Class)) -> DecodedId {
+        if let Some(free) = self.free_decoded.pop() {
+            self.decoded[free.0 as usize] = decoded;
+            return free;
+        }
+        self.decoded.push(decoded);
+        DecodedId(self.decoded.len() as u32 - 1)
+    }
+
+    /// Puts an exit in the place of another one, or at the end.
+    pub fn put_exit(&mut self, at: u32, exit: Exit) {
+        let Some(old) = self.exits.get_mut(at as usize) else {
+            self.exits.push(exit);
+            return;
+        };
+        let old = std::mem::replace(old, exit);
+        if let ExitKind::Interpret { decoded } | ExitKind::Access { decoded, .. } = old.kind
+            && decoded != DecodedId::NONE
+        {
+            self.free_decoded.push(decoded);
+        }
     }
 
     /// Makes the way out of `from`, a group of accesses that are not all on one page, go straight to
@@ -605,6 +660,7 @@ impl Blocks {
         self.list.clear();
         self.exits.clear();
         self.decoded.clear();
+        self.free_decoded.clear();
         self.by_place.clear();
         self.page_ids.clear();
         self.begins.fill(0);

@@ -10,8 +10,9 @@
 //! direct jumps are copied at once, and linked; a program that starts would leave translated code at each
 //! of these jumps.
 //!
-//! Where a block is there for several addresses already, the copy takes the place of the oldest, which is of
-//! the same size: programs that start again and again do not fill the code cache.
+//! Where a block is there for many addresses already, or for some while the code cache is nearly full, the copy
+//! takes the place of the oldest, which is of the same size: programs that start again and again do not fill
+//! the code cache.
 //!
 //! What translation decides by the address itself need not come out the same in a copy. So only whole blocks
 //! of 64-bit programs are copied; blocks of mirrored code only if their addresses can be claimed, and if
@@ -145,10 +146,7 @@ impl Blocks {
         for (nth, exit) in exits.enumerate() {
             let Exit { insn, kind, .. } = self.exits[exit as usize];
             let exit = Exit { block: new, insn, kind: mend.exit(kind) };
-            match self.exits.get_mut(first_exit as usize + nth) {
-                Some(old) => *old = exit,
-                None => self.exits.push(exit),
-            }
+            self.put_exit(first_exit + nth as u32, exit);
         }
         mark!(BlockCopied);
         match reused {

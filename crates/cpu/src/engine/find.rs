@@ -153,6 +153,7 @@ impl Vcpu {
         self.arena.write_code(place.origin, &code);
         self.arena.write_code(place.cold, &cold);
         self.statistics.blocks_translated += 1;
+        self.blocks.make_room_at(&mut self.arena, &key);
         Ok(Some(self.blocks.add(block)))
     }
 

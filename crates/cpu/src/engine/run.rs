@@ -569,8 +569,7 @@ impl Vcpu {
         // Only what lies in the block's own page is thrown away together with the block; outside
         // of a flat code segment RIP is not the address the instruction was decoded for.
         if inside && (mode.is64() || mode.has(Mode::FLAT[1])) {
-            let new = DecodedId(self.blocks.decoded.len() as u32);
-            self.blocks.decoded.push((instr, class));
+            let new = self.blocks.keep_decoded((instr, class));
             match &mut self.blocks.exits[id.0 as usize].kind {
                 ExitKind::Interpret { decoded } | ExitKind::Access { decoded, .. } => *decoded = new,
                 _ => {}

@@ -5,16 +5,21 @@ use super::*;
 use crate::marks::{Mark, count};
 
 /// More than blocks are kept for.
-const ADDRESSES: [u64; 7] = [
-    0x5555_5555_4000,
-    0x7fff_f7d0_0000,
-    0x2_0000_0000,
-    0x5612_3456_7000,
-    0x7f00_0000_0000,
-    0x1234_5678_9000,
-    0x7ffd_ffff_0000,
-];
+const ADDRESSES: usize = 20;
+/// Where they are, and, for blocks that are not copied, where addresses that follow from RIP are short.
+const FAR: [u64; ADDRESSES] = spread(0x2_0000_0000, 0x613_579b_d000);
+const NEAR: [u64; ADDRESSES] = spread(0x1000_0000, 0x35_7000);
 const PAGES: u64 = 3;
+
+const fn spread(first: u64, step: u64) -> [u64; ADDRESSES] {
+    let mut all = [first; ADDRESSES];
+    let mut n = 1;
+    while n < ADDRESSES {
+        all[n] = all[n - 1] + step;
+        n += 1;
+    }
+    all
+}
 
 /// Position-independent: data relative to RIP on two pages, calls, a loop, branches both ways and an
 /// indirect jump. Its immediate is at the second byte.
@@ -52,17 +57,17 @@ fn code(a: &mut CodeAssembler) {
 }
 
 /// What is left after running at each address, whole and in pieces, before and after the code is changed.
-fn run(mut guest: Guest, interpret: bool) -> impl PartialEq + std::fmt::Debug {
+fn run(mut guest: Guest, addresses: &[u64], interpret: bool) -> impl PartialEq + std::fmt::Debug + use<> {
     guest.cpu.set_interpret_all(interpret);
     let mut free = FREE;
-    for virt in ADDRESSES {
+    for &virt in addresses {
         (0..PAGES).for_each(|n| map(&mut guest, virt + n * 0x1000, CODE + n * 0x1000, &mut free));
     }
     let mut ends = Vec::new();
     for immediate in [3, 5] {
         assert!(guest.board.ram.write(GuestPhys(CODE + 2), &[immediate]));
         for piece in [1000, 7] {
-            for virt in ADDRESSES {
+            for &virt in addresses {
                 let state = guest.cpu.state_mut();
                 (state.rip, state.gpr[gpr::RSP]) = (virt, STACK);
                 let end = guest.cpu.position().count() + 1000;
@@ -82,11 +87,47 @@ fn run(mut guest: Guest, interpret: bool) -> impl PartialEq + std::fmt::Debug {
 
 #[test]
 fn copies_do_at_every_address_what_rust_does_there() {
-    let expected = run(program(code), true);
-    assert!(run(program(code), false) == expected, "with a TLB");
+    let expected = run(program(code), &FAR, true);
+    assert!(run(program(code), &FAR, false) == expected, "with a TLB");
     let counts = [Mark::BlockCopied, Mark::BlockReused, Mark::CopyCompared].map(count);
     assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
     let before = count(Mark::BlockCopied);
-    assert!(run(mirrored(code), false) == expected, "mirrored");
+    assert!(run(mirrored(code), &FAR, false) == expected, "mirrored");
     assert!(count(Mark::BlockCopied) > before);
+}
+
+#[test]
+fn what_cannot_be_copied_is_forgotten_where_it_is_for_too_many_addresses() {
+    let expected = run(program(code), &NEAR, true);
+    assert!(run(program(code), &NEAR, false) == expected);
+    assert!(count(Mark::AddressForgotten) > 0);
+}
+
+/// Copies take the places of older ones, and so do their exits and what these keep.
+#[test]
+fn programs_that_start_again_and_again_do_not_grow_what_is_kept() {
+    let mut guest = program(|a| {
+        a.cpuid().unwrap();
+        let mut end = a.create_label();
+        a.set_label(&mut end).unwrap();
+        a.jmp(end).unwrap();
+    });
+    let mut kept = Vec::new();
+    for round in 0..200 {
+        // Ever another address, for which the same tables serve.
+        let virt = 0x7f00_0000_0000 + (round << 21);
+        let (mut free, ram) = (FREE, &mut guest.board.ram);
+        (0..3).for_each(|n| ram.write_page((FREE >> 12) as usize + n, 0, &[0; 4096]));
+        assert!(ram.write_u64(GuestPhys(TABLES + (virt >> 39) % 512 * 8), 0));
+        map(&mut guest, virt, CODE, &mut free);
+        let state = guest.cpu.state_mut();
+        (state.rip, state.gpr[gpr::RAX]) = (virt, 0);
+        let stop = guest.cpu.position().count() + 20;
+        assert_eq!(guest.run_to(stop), Exit::Limit);
+        assert_eq!(guest.cpu.state().rip >> 12, virt >> 12);
+        let blocks = &guest.cpu.blocks;
+        kept.push([blocks.list.len(), blocks.exits.len(), blocks.decoded.len()]);
+    }
+    assert_eq!(kept[100], kept[199]);
+    assert!(guest.cpu.statistics.blocks_copied > 150);
 }
