@@ -132,8 +132,12 @@ fn unreadable_files() {
     };
     ["disk", "initrd", "short"].into_iter().for_each(|name| allow(name, 0o000));
     if rustix::process::geteuid().is_root() {
-        // Root may read everything, so somebody else tries; a copy of the program that anybody reaches.
-        fs::copy(env!("CARGO_BIN_EXE_hindsight"), folder.join("hindsight")).unwrap();
+        // Root may read everything, so somebody else tries; a copy of the program that anybody reaches. A
+        // process of its own copies: what other tests start meanwhile would inherit the file open for writing,
+        // and the copy could not be executed.
+        let copy =
+            Command::new("cp").arg(env!("CARGO_BIN_EXE_hindsight")).arg(folder.join("hindsight")).status();
+        assert!(copy.unwrap().success());
         allow("hindsight", 0o755);
         allow("", 0o755);
         place.user = Some(NOBODY);

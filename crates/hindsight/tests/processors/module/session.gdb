@@ -12,8 +12,11 @@ printf "the racing store is in tickets_take: %d, and takes back: %d\n", $pc > (l
 reverse-continue
 printf "the store before is another's: %d, of this ticket or a later one: %d\n", $_thread != $loser, tickets_next >= $after - 1
 delete
-tbreak tickets_take thread $loser
+break tickets_take
 reverse-continue
+while $_thread != $loser
+  reverse-continue
+end
 printf "the load is the loser's: %d, of the number that both give: %d\n", $_thread == $loser, tickets_next == $after - 1
 kill
 quit
