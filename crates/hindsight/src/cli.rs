@@ -89,14 +89,14 @@ pub struct Record {
     /// The recording: a path, or a name in the data folder [default: a new name there]
     #[arg(short, long, value_name = "REC")]
     pub output: Option<String>,
-    /// Take a checkpoint every so many instructions; 0: none [default: after a third to three quarters of a second of work]
+    /// Take a checkpoint every so many instructions; 0: none [default: after 0.4 to 0.9 seconds of work]
     #[arg(long, value_name = "N")]
     pub checkpoint_every: Option<u64>,
     /// How much disk checkpoints may take; beyond it old ones are thinned out
     #[arg(long, value_name = "SIZE", default_value = "4G")]
     pub checkpoint_budget: Size,
     /// Take a state hash every so many instructions: a divergence is located that closely at once
-    /// [default: after a third to three quarters of a second of work]
+    /// [default: after 0.4 to 0.9 seconds of work]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub hash_every: Option<u64>,
 }

@@ -20,6 +20,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 /// How many copies may wait for the reader before a writer waits too (48 MiB). So the two are different
 /// threads, and the reader never waits for the writer.
 const KEPT_MAX: usize = 12 << 10;
+/// How many pages for copies are kept for later ones (8 MiB): memory fresh from the host costs the writer more
+/// than the copying.
+const SPARE_MAX: usize = 2 << 10;
 
 type Page = [u8; PAGE_SIZE];
 
@@ -36,6 +39,8 @@ struct State {
     pending: Vec<u64>,
     /// Copies of pages that were written before their turn.
     kept: HashMap<u32, Box<Page>>,
+    /// Pages for further copies.
+    spare: Vec<Box<Page>>,
 }
 
 impl State {
@@ -45,11 +50,27 @@ impl State {
     fn settle(&mut self, page: usize) {
         self.pending[page / 64] &= !(1 << (page % 64));
     }
+    fn copy(&mut self, bytes: &Page) -> Box<Page> {
+        match self.spare.pop() {
+            Some(mut page) => {
+                *page = *bytes;
+                page
+            }
+            None => Box::new(*bytes),
+        }
+    }
+    fn spare(&mut self, page: Box<Page>) {
+        if self.spare.len() < SPARE_MAX {
+            self.spare.push(page);
+        }
+    }
 }
 
 impl Lent {
-    pub(crate) fn new(pages: usize) -> Self {
-        let state = State { pending: vec![0; pages.div_ceil(64)], kept: HashMap::new() };
+    /// For so many pages, none of them lent yet; `before` has been given back.
+    pub(crate) fn new(pages: usize, before: Option<&Lent>) -> Self {
+        let spare = before.map(|before| std::mem::take(&mut before.lock().spare)).unwrap_or_default();
+        let state = State { pending: vec![0; pages.div_ceil(64)], kept: HashMap::new(), spare };
         Self { state: Mutex::new(state), room: Condvar::new() }
     }
 
@@ -70,7 +91,8 @@ impl Lent {
         while state.is_pending(page) {
             if state.kept.len() < KEPT_MAX {
                 state.settle(page);
-                state.kept.insert(page as u32, Box::new(*bytes));
+                let copy = state.copy(bytes);
+                state.kept.insert(page as u32, copy);
                 return;
             }
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -106,13 +128,18 @@ impl Loan {
         drop(state);
         self.lent.room.notify_one();
         into.copy_from_slice(&copy[..]);
+        self.lent.lock().spare(copy);
         true
     }
 }
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        *self.lent.lock() = State::default();
+        let mut state = self.lent.lock();
+        state.pending.clear();
+        let kept = std::mem::take(&mut state.kept);
+        kept.into_values().for_each(|page| state.spare(page));
+        drop(state);
         self.lent.room.notify_one();
     }
 }

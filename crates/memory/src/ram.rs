@@ -400,7 +400,7 @@ impl Ram {
         if self.lent.as_ref().is_some_and(|lent| Arc::strong_count(lent) > 1) {
             return None;
         }
-        let lent = Arc::new(Lent::new(self.pages()));
+        let lent = Arc::new(Lent::new(self.pages(), self.lent.as_deref()));
         for page in pages.iter().map(|page| *page as usize) {
             lent.add(page);
             if self.marks[page].any(Marks::DIRTY) {

@@ -18,7 +18,7 @@
 //! file is too short for is *torn* and ends the log; anything else that does not check is *damage*.
 
 use crate::id::{Digest, RecordingId};
-use crate::{Error, FORMAT, ReadAt, Source};
+use crate::{Error, FORMAT, ReadAt, Source, folder};
 use base::Position;
 use std::fs::File;
 use std::io;
@@ -334,6 +334,8 @@ pub(crate) struct ChunkAppender {
     sequence: u64,
     seal: Digest,
     end: u64,
+    /// Up to where the host has been asked to write it to its disk.
+    sent: u64,
 }
 
 impl ChunkAppender {
@@ -342,7 +344,7 @@ impl ChunkAppender {
         let file = File::options().read(true).write(true).create_new(true).open(path)?;
         file.write_all_at(&head.encode(), 0)?;
         let (key, seal) = head.chain();
-        Ok(Self { file, path: path.to_owned(), key, sequence: 0, seal, end: HEAD_LEN })
+        Ok(Self { file, path: path.to_owned(), key, sequence: 0, seal, end: HEAD_LEN, sent: 0 })
     }
 
     /// Goes on after the last whole chunk of an existing file, cutting off a torn one.
@@ -359,6 +361,7 @@ impl ChunkAppender {
             sequence: found.chunks.len() as u64,
             seal: found.seal,
             end: found.end,
+            sent: found.end,
         })
     }
 
@@ -421,5 +424,12 @@ impl ChunkAppender {
     }
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
+    }
+
+    /// Has the host begin to write what there is to its disk, without waiting: then [`Self::sync`] finds
+    /// little left to do. Whether it does makes no difference otherwise.
+    pub(crate) fn begin_sync(&mut self) {
+        folder::begin_sync(&self.file, self.sent..self.end);
+        self.sent = self.end;
     }
 }

@@ -181,11 +181,12 @@ impl Recorder {
     /// # Errors
     /// When the recording cannot be written to its end.
     pub fn finish(mut self, session: &mut Session, end: End) -> Result<(Manifest, u64), RecordError> {
+        // The last checkpoint may still be being written meanwhile.
+        let hash = session.state_hash()?;
         if let Some(checkpointer) = self.checkpointer.take() {
             // Checkpoints can be made anew; a recording without some of them is whole.
             let _ = checkpointer.finish();
         }
-        let hash = session.state_hash()?;
         let now = session.moment();
         session.machine_mut().set_gate(Gate::live(None));
         let events = self.writer.size().0 + 1;

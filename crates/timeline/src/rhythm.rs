@@ -11,19 +11,19 @@ use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
 /// The way from a checkpoint to any position behind it takes about this long at most...
-const WORK: Duration = Duration::from_millis(350);
+const WORK: Duration = Duration::from_millis(430);
 /// ... or this long, when much is written:
-const WORK_MAX: Duration = Duration::from_millis(750);
-/// for each page written that much work has to have been done: about 13 times what the page costs
+const WORK_MAX: Duration = Duration::from_millis(900);
+/// for each page written that much work has to have been done: about 15 times what the page costs
 /// the thread that writes checkpoints.
-const WORK_PER_PAGE: Duration = Duration::from_micros(80);
+const WORK_PER_PAGE: Duration = Duration::from_micros(95);
 
 /// The distance between two checkpoints, or two state hashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Every {
     /// So many instructions, at least one.
     Instructions(u64),
-    /// A third of a second of the host's work, up to twice that when much was written. Checkpoints and state
+    /// Nearly half a second of the host's work, up to twice that when much was written. Checkpoints and state
     /// hashes are then taken together: to learn which pages are written makes the guest miss once for
     /// each of them, and both need to know.
     Work,

@@ -127,6 +127,7 @@ impl Worker {
         if total > self.thin_above {
             self.thin(shared, self.options.budget_bytes / 10 * 6)?;
         }
+        self.pages.begin_sync();
         Ok(())
     }
 
