@@ -54,6 +54,8 @@ marks! {
     GuardShared,
     /// A block is copied for another address.
     BlockCopied,
+    /// What leads to a block from other pages is undone, as its page is gone.
+    PageClosed,
     /// A copy is held against a translation.
     CopyCompared,
     /// The oldest of too many blocks of the same bytes at different addresses is forgotten.

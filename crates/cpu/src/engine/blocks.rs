@@ -15,6 +15,7 @@
 
 use super::arena::{Arena, want_large_pages};
 use super::classify::Class;
+use super::entered::{CodeAt, is_open};
 use super::hot::{JUMP_ENTRIES, SPREAD, spread};
 use super::moves::Moves;
 use crate::marks::mark;
@@ -613,17 +614,46 @@ impl Blocks {
         }
         block.live = false;
         self.unlist(id);
-        let block = &mut self.list[id.0 as usize];
+        for exit in std::mem::take(&mut self.list[id.0 as usize].incoming) {
+            self.unlink(arena, exit);
+        }
+        self.leave_jump_caches(arena, id);
+    }
+
+    /// Makes a jump lead out of translated code again.
+    fn unlink(&self, arena: &mut Arena, exit: ExitId) {
+        mark!(Unlinked);
+        match self.exits[exit.0 as usize].kind {
+            ExitKind::Branch { field, stub, .. } => arena.patch_jump(field, stub),
+            ExitKind::Access { across, .. } => arena.patch_jump(across, across + 4),
+            _ => unreachable!("only jumps are linked"),
+        }
+    }
+
+    /// Undoes what leads from other pages to blocks that are entered without looking: they are not to be
+    /// entered unless they are found anew.
+    pub fn close_page(&mut self, arena: &mut Arena, (virt_page, phys_page): CodeAt) {
+        let ids = self.pages.get(&phys_page).map(|code| code.blocks.clone()).unwrap_or_default();
+        for id in ids {
+            let block = &mut self.list[id.0 as usize];
+            let at = |key: &BlockKey| key.virt >> 12 == virt_page && is_open(key.mode, key.virt);
+            if !block.live || !at(&block.key) {
+                continue;
+            }
+            mark!(PageClosed);
+            let incoming = std::mem::take(&mut block.incoming);
+            let (inside, outside): (Vec<_>, _) =
+                incoming.into_iter().partition(|exit| at(&self.source_of(*exit)));
+            outside.into_iter().for_each(|exit| self.unlink(arena, exit));
+            self.list[id.0 as usize].incoming = inside;
+            self.leave_jump_caches(arena, id);
+        }
+    }
+
+    fn leave_jump_caches(&self, arena: &Arena, id: BlockId) {
+        let block = self.get(id);
         let checked = block.checked as u64;
         let slot = block.key.virt as usize % JUMP_ENTRIES;
-        for exit in std::mem::take(&mut block.incoming) {
-            mark!(Unlinked);
-            match self.exits[exit.0 as usize].kind {
-                ExitKind::Branch { field, stub, .. } => arena.patch_jump(field, stub),
-                ExitKind::Access { across, .. } => arena.patch_jump(across, across + 4),
-                _ => unreachable!("only jumps are linked"),
-            }
-        }
         // SAFETY: the arena's hot data; translated code is not running.
         let hot = unsafe { &mut *arena.hot() };
         let behind = spread(block.key.virt);

@@ -79,7 +79,7 @@ impl Vcpu {
         for page in pages(bus, &read) {
             bus.ram().add_marks(page, Marks::READ_WATCHED);
         }
-        self.flush.everything = true;
+        self.flush.mode = true;
         self.debugging.watch = (!watches.is_empty()).then(|| Box::new(WatchList::new(watches)));
     }
 

@@ -33,6 +33,7 @@
 
 use super::asm::{Asm, Fixup32, Mem, Reg, Width};
 use super::blocks::{BlockId, DecodedId, Exit, ExitId, ExitKind, Mode};
+use super::entered::is_open;
 use super::groups::{Plan, Use};
 use super::hot::{Field, code_slot, tlb_slot};
 use super::mirror::{GUARD_LOAD, REACH};
@@ -197,7 +198,9 @@ impl<'a> Emitter<'a> {
         let out = self.asm.here();
         self.jump_out(ExitKind::Head);
         let checked = self.asm.here();
-        self.page_check(virt >> 12, page_id, out);
+        if !is_open(self.mode, virt) {
+            self.page_check(virt >> 12, page_id, out);
+        }
         let entry = self.asm.here();
         if let Some(second) = second_id {
             mark!(TwoPages);

@@ -31,6 +31,7 @@
 //! a program ends. So pages dropped are *stale* at first: they are unmapped together before a program runs
 //! again ([`Mirror::unmap_stale`]), or with everything else, if that program never does.
 
+use super::entered::Entered;
 use crate::marks::mark;
 use memory::Ram;
 use std::cell::Cell;
@@ -107,6 +108,8 @@ pub struct Mirror {
     pages: BTreeMap<u64, Page>,
     /// What was last found to be mapped, for reads and for writes.
     looked_up: [Range<u64>; 2],
+    /// Where its code may be entered without looking.
+    pub entered: Entered,
     /// What is still mapped, but must not be when a program runs again: adjacent pages, as start and end.
     stale: Vec<(u64, u64)>,
     /// See [`CHANGES_MAX`].
@@ -317,7 +320,11 @@ impl Mirror {
 
     /// Drops what is mapped of so many pages from `virt` on in the address space of `root`, or in any.
     pub fn drop_range(&mut self, root: Option<u64>, virt: u64, pages: u64) {
-        if self.pages.is_empty() || root.is_some() && root != self.owner {
+        if root.is_some() && root != self.owner {
+            return;
+        }
+        self.entered.leave(virt / PAGE, pages);
+        if self.pages.is_empty() {
             return;
         }
         let range = virt..virt.saturating_add(pages.saturating_mul(PAGE));
@@ -391,6 +398,7 @@ impl Mirror {
         let mut chunks: HashSet<u64> = dropped.collect();
         chunks.extend(self.pages.keys().map(|virt| virt >> CHUNK_SHIFT));
         chunks.into_iter().for_each(bury_chunk);
+        self.entered.leave_all();
         self.pages.clear();
         self.looked_up = Default::default();
         self.changes = 0;

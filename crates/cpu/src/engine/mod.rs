@@ -25,6 +25,7 @@ mod contexts;
 mod copies;
 mod debugging;
 mod emit;
+mod entered;
 mod fast_calls;
 mod find;
 mod flow;

@@ -173,10 +173,10 @@ impl Vcpu {
 
     fn apply_flush(&mut self, bus: &mut dyn Bus) {
         let _work = profile::work(Work::Coherence);
-        if self.flush.everything || self.flush.mode {
+        if self.flush.mode {
             self.tlb.clear_all(&self.arena, bus.ram());
         }
-        // Single pages and address spaces need nothing: the TLB is coherent.
+        // To drop translations, single ones or all, needs nothing: the TLB is coherent.
         self.flush.clear();
     }
 
@@ -350,6 +350,9 @@ impl Vcpu {
     /// Tells translated code what it may not ask the bus itself.
     fn prepare_entry(&mut self, bus: &mut dyn Bus) {
         let horizon = self.horizon;
+        for left in self.tlb.take_left() {
+            self.blocks.close_page(&mut self.arena, left);
+        }
         if self.state().cpl == 3 {
             self.tlb.mirror.unmap_stale();
         }

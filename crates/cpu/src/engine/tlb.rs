@@ -17,6 +17,7 @@
 
 use super::arena::Arena;
 use super::blocks::{Mode, PageId, empty_jump};
+use super::entered::{CodeAt, Entered, is_open};
 use super::fast_calls::Family;
 use super::hot::{
     CODE_SLOTS, DataTlb, Hot, ModeSet, SETS, SPILL_WAYS, SpillEntry, TLB_ENTRIES, code_slot, empty_tag,
@@ -121,6 +122,8 @@ pub struct Tlb {
     code: Box<[CodeEntry]>,
     /// What mirrored code may access.
     pub mirror: Mirror,
+    /// Where the kernel's code may be entered without looking.
+    entered: Entered,
     epoch: u64,
     /// The address space, by its top table, of whose lower half nothing is cached: a program ends with one
     /// store after the other that takes large parts of it away.
@@ -149,6 +152,7 @@ impl Tlb {
             writers: Writers::default(),
             code: vec![CodeEntry::default(); SPILL_WAYS * CODE_ENTRIES].into_boxed_slice(),
             mirror: Mirror::default(),
+            entered: Entered::default(),
             epoch: 0,
             empty_space: None,
             drops: 0,
@@ -305,6 +309,7 @@ impl Tlb {
         self.note_tables(arena, ram, virt, mapping);
         let set = mode.set();
         self.show_code(arena, set, virt.page(), phys.page(), id);
+        self.note_entered(mode, virt, phys);
         if !is_upper(virt.0) {
             self.empty_space = None;
         }
@@ -332,10 +337,29 @@ impl Tlb {
         let (set, page) = (mode.set(), virt.page());
         let slot = code_slot(page);
         let side = self.sets[set].code[slot];
-        if side.virt_page == page && hot(arena).sets[set].code_page[slot] != 0 {
-            return Some(GuestPhys(side.phys_page << 12));
+        let found = if side.virt_page == page && hot(arena).sets[set].code_page[slot] != 0 {
+            Some(GuestPhys(side.phys_page << 12))
+        } else {
+            self.find_code(arena, set, virt)
+        };
+        if let Some(phys) = found {
+            self.note_entered(mode, virt, phys);
         }
-        self.find_code(arena, set, virt)
+        found
+    }
+
+    fn note_entered(&mut self, mode: Mode, virt: GuestVirt, phys: GuestPhys) {
+        if is_open(mode, virt.0) {
+            let entered = if is_upper(virt.0) { &mut self.entered } else { &mut self.mirror.entered };
+            entered.note(virt, phys);
+        }
+    }
+
+    /// Pages at which code may not be entered any more unless it is found anew.
+    pub fn take_left(&mut self) -> Vec<CodeAt> {
+        let mut left = self.entered.take_left();
+        left.append(&mut self.mirror.entered.take_left());
+        left
     }
 
     /// The same, looked for in the tagged table only.
@@ -416,6 +440,7 @@ impl Tlb {
         }
         let Range { virt, pages, .. } = range;
         self.mirror.drop_range(range.root, virt, pages);
+        self.entered.leave(GuestVirt(virt).page(), pages);
         let addresses = || (0..pages).map(move |n| virt.wrapping_add(n * PAGE_SIZE as u64));
         // In one address space only? Then the direct-mapped tables hold it only if that is current.
         let only = range.root.filter(|_| range.is_low());
@@ -550,6 +575,7 @@ impl Tlb {
 
     fn drop_everything(&mut self, arena: &Arena) {
         self.mirror.clear();
+        self.entered.leave_all();
         (0..SETS).for_each(|set| self.clear_set(arena, set));
         KINDS.into_iter().for_each(|kind| self.renew(arena, kind));
     }

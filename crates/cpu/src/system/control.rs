@@ -17,7 +17,7 @@ const CR3_PCID: u64 = 0xfff;
 /// Bits of CR3 that must be zero.
 const CR3_RESERVED: u64 = !((1 << paging::PHYSICAL_BITS) - 1);
 /// CR4 bits that change how linear addresses translate.
-const CR4_PAGING: u64 = cr4::PSE | cr4::PAE | cr4::PGE | cr4::PCIDE | cr4::SMEP | cr4::SMAP;
+const CR4_PAGING: u64 = cr4::PSE | cr4::PAE | cr4::PCIDE | cr4::SMEP | cr4::SMAP;
 
 pub(super) fn execute(core: &mut Core, instr: &Instruction) -> Done {
     match instr.mnemonic() {
@@ -207,6 +207,9 @@ fn write_cr4(core: &mut Core, value: u64) -> Result<(), Exception> {
     core.state.cr4 = value;
     if changed & CR4_PAGING != 0 {
         core.flush.mode = true;
+        core.flush.everything = true;
+    }
+    if changed & cr4::PGE != 0 {
         core.flush.everything = true;
     }
     if changed & (cr4::OSFXSR | cr4::OSXSAVE | cr4::FSGSBASE | cr4::TSD | cr4::DE | cr4::UMIP) != 0 {
