@@ -101,8 +101,13 @@ mod tests {
         let upper = 0xffff_ffff_ff60_0000;
         let open = [(kernel, upper), (kernel.with(Mode::AC), upper), (mirrored, 0x5000)];
         assert!(open.iter().all(|(mode, virt)| is_open(*mode, *virt)));
-        let closed =
-            [(kernel, 0x5000), (program, 0x5000), (program, upper), (mirrored, upper), (Mode::of_bits(32), 0x5000)];
+        let closed = [
+            (kernel, 0x5000),
+            (program, 0x5000),
+            (program, upper),
+            (mirrored, upper),
+            (Mode::of_bits(32), 0x5000),
+        ];
         assert!(!closed.iter().any(|(mode, virt)| is_open(*mode, *virt)));
     }
 }

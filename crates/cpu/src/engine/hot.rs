@@ -26,6 +26,8 @@ pub const SPILL_ENTRIES: usize = 16384;
 pub const SPILL_WAYS: usize = 4;
 /// Number of mode sets.
 pub const SETS: usize = 6;
+/// The set of the kernel's code while SMAP is lifted, which accesses both halves of the address space.
+pub const LIFTED: usize = 1;
 
 /// One entry of the jump cache.
 #[derive(Clone, Copy)]
@@ -69,6 +71,9 @@ pub struct ModeSet {
     pub generation: [u64; 2],
     /// Where that address space's way of the spill table begins, in bytes.
     pub way: [u64; 2],
+    /// The same for the kernel's half of the address space.
+    pub kernel_generation: [u64; 2],
+    pub kernel_way: [u64; 2],
     /// Identity of the code page behind each virtual page (see `blocks`); 0: unknown.
     pub code_page: [u32; CODE_SLOTS],
     /// Indirect jump targets, by their low 16 bits.
@@ -236,6 +241,12 @@ impl Field {
     }
     pub const fn way(write: bool) -> u32 {
         (offset_of!(ModeSet, way) + 8 * write as usize) as u32
+    }
+    pub const fn kernel_generation(write: bool) -> u32 {
+        (offset_of!(ModeSet, kernel_generation) + 8 * write as usize) as u32
+    }
+    pub const fn kernel_way(write: bool) -> u32 {
+        (offset_of!(ModeSet, kernel_way) + 8 * write as usize) as u32
     }
     pub const CODE_PAGE: u32 = offset_of!(ModeSet, code_page) as u32;
     pub const JUMP: u32 = offset_of!(ModeSet, jump) as u32;

@@ -1,11 +1,12 @@
 //! MOVS and STOS without leaving translated code, with and without a repeat prefix.
 //!
-//! What is common in 64-bit code: forwards, all elements of each operand on one page that the TLB
-//! or the spill table knows, no more of them than the budget covers. One thunk for each shape and mode set serves all
-//! places; anything else is left to Rust (see [`crate::string`]) with nothing done yet.
+//! What is common in 64-bit code: forwards, on pages that the TLB or the spill table knows, no more of the
+//! elements than the budget covers. One thunk for each shape and mode set serves all places. Repeated bytes go
+//! page by page; elements that are larger have to be on one page all of them. Anything else is left to Rust (see
+//! [`crate::string`]), as far as it has not been done yet.
 //!
 //! A block counts a repeated instruction as one, so the thunk takes the other iterations out of the
-//! budget itself. That the host's own string instruction does the work makes overlapping operands
+//! budget itself, before it executes them. That the host's own string instruction does the work makes overlapping operands
 //! come out as they should: element by element, in physical memory.
 //!
 //! A page that holds code, or page tables of any translation in use, has no entry for writes, so no
@@ -172,10 +173,12 @@ impl Thunk<'_> {
 
     fn emit(mut self, exit: u32, shape: Shape) -> u32 {
         let Shape { moves, repeated, log } = shape;
+        let by_page = repeated && log == 0;
         let start = self.asm.here();
         let index = self.field(Field::EXIT);
         self.asm.store(Width::W64, index, Reg::RCX);
         put_flags_aside(self.asm, self.base);
+        let next_page = self.asm.here();
         let direction = self.field(Field::DIRECTION);
         self.asm.load(Width::W32, Reg::RAX, direction);
         self.asm.bytes(&[0x85, 0xc0]); // test eax, eax
@@ -184,6 +187,14 @@ impl Thunk<'_> {
         if repeated {
             self.asm.bytes(&[0x4d, 0x85, 0xf6]); // test r14, r14
             none = Some(self.asm.jcc_forward(4));
+        }
+        if by_page {
+            self.asm.mov(Width::W64, Reg::R10, regs::RCX_HOME);
+            self.cut_to_page(Reg(7));
+            if moves {
+                self.cut_to_page(Reg(6));
+            }
+        } else if repeated {
             self.asm.bytes(&[0x49, 0x81, 0xfe]); // cmp r14, elements of a page
             self.asm.bytes(&(PAGE_SIZE as u32 >> log).to_le_bytes());
             slow.push(self.asm.jcc_forward(7));
@@ -199,7 +210,7 @@ impl Thunk<'_> {
             slow.push(self.look_up(Reg(6), false, &mut unknown));
         }
         if repeated {
-            slow.push(self.count());
+            slow.push(self.count(log));
         }
         let rax = self.field(Field::TEMPORARY_RAX);
         self.asm.load(Width::W64, Reg::RAX, rax);
@@ -208,15 +219,20 @@ impl Thunk<'_> {
             self.asm.bytes(&[0x4c, 0x01, 0xde]); // add rsi, r11
         }
         if repeated {
-            self.asm.bytes(&[0x4c, 0x89, 0xf1]); // mov rcx, r14
+            self.asm.bytes(&[0x4c, 0x89, 0xd1, 0x48, 0xc1, 0xe9, log]); // mov rcx, r10; shr rcx, log
         }
         self.asm.bytes(&shape.bytes());
-        if repeated {
-            self.asm.bytes(&[0x45, 0x31, 0xf6]); // xor r14d, r14d
-        }
         self.asm.op_load_sub(Reg(7), destination);
         if moves {
             self.asm.bytes(&[0x4c, 0x29, 0xde]); // sub rsi, r11
+        }
+        if repeated {
+            self.asm.bytes(&[0x49, 0xc1, 0xea, log, 0x4d, 0x29, 0xd6]); // shr r10, log; sub r14, r10
+        }
+        if by_page {
+            let done = self.asm.jcc_forward(4);
+            self.asm.jmp(next_page);
+            self.asm.bind32(done);
         }
         none.into_iter().for_each(|none| self.asm.bind32(none));
         restore_flags(self.asm, self.base);
@@ -261,10 +277,19 @@ impl Thunk<'_> {
         crossing
     }
 
-    /// Takes all iterations but one out of the budget; the way taken if it does not cover them.
-    fn count(&mut self) -> Fixup32 {
+    /// Leaves no more bytes in R10 than there are from `at` to the end of its page.
+    fn cut_to_page(&mut self, at: Reg) {
+        let n = at.0 << 3;
+        self.asm.bytes(&[0x89, 0xc0 | n, 0x0d, 0, 0xf0, 0xff, 0xff, 0xf7, 0xd8]); // mov eax, at; or eax, -4096; neg eax
+        self.asm.bytes(&[0x49, 0x39, 0xc2, 0x4c, 0x0f, 0x47, 0xd0]); // cmp r10, rax; cmova r10, rax
+    }
+
+    /// Takes the iterations of R10 bytes out of the budget, all but one if no others are left; the way taken
+    /// if it does not cover them.
+    fn count(&mut self, log: u8) -> Fixup32 {
         const { assert!(regs::UNIT == 64) };
-        self.asm.lea(Width::W64, Reg::RAX, Mem::base(regs::RCX_HOME, -1));
+        self.asm.bytes(&[0x4c, 0x89, 0xd0, 0x48, 0xc1, 0xe8, log]); // mov rax, r10; shr rax, log
+        self.asm.bytes(&[0x4c, 0x39, 0xf0, 0x48, 0x83, 0xd0, 0xff]); // cmp rax, r14; adc rax, -1
         self.asm.bytes(&[0x48, 0xc1, 0xe0, 6]); // shl rax, 6
         self.asm.bytes(&[0x4c, 0x89, 0xf9, 0x48, 0x29, 0xc1]); // mov rcx, r15; sub rcx, rax
         self.asm.bytes(&[0x48, 0x81, 0xf9]); // cmp rcx, what nothing is left at

@@ -2,11 +2,13 @@
 //! off or identity-mapped, and ends in HLT.
 
 mod contexts;
+mod entered;
 mod fast_calls;
 mod found;
 mod mirrored;
 mod modes;
 mod moves;
+mod strings;
 
 use super::contexts::PROCESSORS_MAX;
 use super::vcpu::{Exit, Vcpu, VcpuConfig};

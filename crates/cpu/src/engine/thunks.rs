@@ -7,7 +7,9 @@
 
 use super::asm::{Asm, Mem, Reg, Width};
 use super::fast_calls::{self, FastCalls};
-use super::hot::{Field, SETS, SPILL_ENTRIES, SPILL_FOLD, SPREAD, SPREAD_SHIFT, SpillEntry, TLB_ENTRIES};
+use super::hot::{
+    Field, LIFTED, SETS, SPILL_ENTRIES, SPILL_FOLD, SPREAD, SPREAD_SHIFT, SpillEntry, TLB_ENTRIES,
+};
 use super::regs;
 use super::strings::{self, StringThunks};
 use std::mem::offset_of;
@@ -110,10 +112,18 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
     asm.bytes(&[0x41, 0x81, 0xe3]); // and r11d, entries - 1
     asm.bytes(&(SPILL_ENTRIES as u32 - 1).to_le_bytes());
     asm.bytes(&[0x41, 0xc1, 0xe3, size_of::<SpillEntry>().trailing_zeros() as u8]); // shl r11d, 4
-    asm.op_load_add(Reg::R11, Mem::abs(table + Field::way(write)));
     asm.mov(Width::W64, Reg::RAX, Reg::R10);
     asm.bytes(&[0x48, 0x25, 0, 0xf0, 0xff, 0xff]); // and rax, -4096
+    let kernel_half = (set == LIFTED).then(|| asm.jcc_forward(8)); // js
+    asm.op_load_add(Reg::R11, Mem::abs(table + Field::way(write)));
     asm.op_load_add(Reg::RAX, Mem::abs(table + Field::generation(write)));
+    if let Some(kernel_half) = kernel_half {
+        let programs_half = asm.jmp_forward();
+        asm.bind32(kernel_half);
+        asm.op_load_add(Reg::R11, Mem::abs(table + Field::kernel_way(write)));
+        asm.op_load_add(Reg::RAX, Mem::abs(table + Field::kernel_generation(write)));
+        asm.bind32(programs_half);
+    }
     asm.op_cmp(Reg::RAX, part(offset_of!(SpillEntry, key) as u32));
     let missing = asm.jcc_forward(5);
     asm.bytes(&[0x48, 0x25, 0, 0xf0, 0xff, 0xff, 0x48, 0xf7, 0xd8]); // and rax, -4096; neg rax

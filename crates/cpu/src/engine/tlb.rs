@@ -13,15 +13,15 @@
 //!
 //! What a store to a page table drops is found by virtual address ([`super::tables`]). What marking
 //! a page (as code or page table) drops is found by noting for each page where it is written
-//! through: one user and one kernel address are remembered, and two of a kind drop all writes.
+//! through ([`super::writers`]).
 
 use super::arena::Arena;
 use super::blocks::{Mode, PageId, empty_jump};
 use super::entered::{CodeAt, Entered, is_open};
 use super::fast_calls::Family;
 use super::hot::{
-    CODE_SLOTS, DataTlb, Hot, ModeSet, SETS, SPILL_WAYS, SpillEntry, TLB_ENTRIES, code_slot, empty_tag,
-    spill_slot, spill_way, spill_way_offset, tlb_slot,
+    CODE_SLOTS, DataTlb, Hot, LIFTED, ModeSet, SETS, SPILL_WAYS, SpillEntry, TLB_ENTRIES, code_slot,
+    empty_tag, spill_slot, spill_way, spill_way_offset, tlb_slot,
 };
 use super::mirror::{Mirror, Run};
 use super::spaces::{KINDS, Kind, Spaces};
@@ -228,7 +228,9 @@ impl Tlb {
         table.addend[slot] = addend;
         self.sets[number].used = true;
         if is_upper(virt) || number != 0 {
-            let generation = set.generation[write as usize];
+            // The kernel's half is the same in all address spaces, whichever of its sets it is in.
+            let shared = is_upper(virt) && number <= LIFTED;
+            let generation = if shared { set.kernel_generation } else { set.generation }[write as usize];
             let way = &mut set.spill[write as usize][spill_way(generation)];
             way[spill_slot(address.page())] = SpillEntry { key: virt + generation, addend };
         }
@@ -396,7 +398,7 @@ impl Tlb {
     pub fn forbid_writes(&mut self, arena: &Arena, page: usize) {
         match self.writers.take(page) {
             Some(addresses) => {
-                for virt in addresses.into_iter().flatten() {
+                for virt in addresses {
                     self.drops += 1;
                     self.mirror.forbid_write(virt);
                     for set in 0..SETS {
@@ -655,6 +657,9 @@ impl Tlb {
                 let generation = self.spaces.generation(number, kind);
                 set.generation[kind as usize] = generation;
                 set.way[kind as usize] = spill_way_offset(generation);
+                let generation = self.spaces.generation(0, kind);
+                set.kernel_generation[kind as usize] = generation;
+                set.kernel_way[kind as usize] = spill_way_offset(generation);
             }
         }
     }

@@ -118,6 +118,18 @@ fn switching_paging_on_activates_long_mode() {
 }
 
 #[test]
+fn toggling_global_pages_flushes_translations_but_changes_no_mode() {
+    let mut m = Machine::kernel();
+    m.state.gpr[gpr::RAX] = m.state.cr4 ^ cr4::PGE;
+    m.exec(&[0x0f, 0x22, 0xe0]).unwrap();
+    assert!(m.flush.everything && !m.flush.mode);
+    m.flush.clear();
+    m.state.gpr[gpr::RAX] = m.state.cr4 ^ cr4::SMEP;
+    m.exec(&[0x0f, 0x22, 0xe0]).unwrap();
+    assert!(m.flush.everything && m.flush.mode);
+}
+
+#[test]
 fn cr4_refuses_what_the_model_lacks_and_pcids_with_a_nonzero_one_loaded() {
     let mut m = Machine::kernel();
     for bad in [m.state.cr4 | cr4::VME, m.state.cr4 & !cr4::PAE, m.state.cr4 | 1 << 22] {
