@@ -7,7 +7,8 @@
 //! * `entry`: for jumps from the same page, which prove that the page is still mapped;
 //! * `checked`: for everyone else. It compares the block's [`PageId`] with what the mode's
 //!   code-page table says stands behind the block's virtual page now, so a link or a jump-cache
-//!   entry never has to be undone because page tables changed.
+//!   entry never has to be undone because page tables changed. Mirrored code and the kernel's have only
+//!   the first entry, and theirs are undone (see [`super::entered`]).
 //!
 //! What runs seldom, the ways out, stands apart from the rest, so that more of what runs fits the
 //! host's caches. Space is handed out in order and never reclaimed singly; when the cache is full everything

@@ -12,6 +12,7 @@
 //!             …instructions…
 //! ```
 //!
+//! without what stands between `checked` and `entry` where code is entered without looking (see `entered`),
 //! and elsewhere, in the cold part of the code cache, so that what runs stands close together:
 //!
 //! ```text

@@ -10,6 +10,7 @@
 //! | `moves`, `copies` | blocks copied for programs that have the same pages elsewhere |
 //! | `groups`, `used` | which accesses share a check, and what instructions use |
 //! | `blocks`, `tlb`, `spaces`, `tables`, `writers` | what is cached, and when it is dropped |
+//! | `entered` | code that is entered without looking at its page |
 //! | `run`, `find`, `access`, `interpret`, `flow`, `bounce` | the loop, TLB misses, and executing one instruction from Rust |
 //! | `contexts` | several processors on one engine |
 //! | `profile` | where the host's time goes |
