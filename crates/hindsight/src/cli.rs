@@ -351,7 +351,7 @@ pub struct HostOptions {
     #[arg(long)]
     pub json: bool,
     /// How much translated code is kept; makes no difference to the guest
-    #[arg(long, value_name = "SIZE", default_value = "40M")]
+    #[arg(long, value_name = "SIZE", default_value = "42M")]
     pub code_cache: Size,
     /// For tests: drop translations at random, which must make no difference to the guest
     #[arg(long, value_name = "N", hide = true)]

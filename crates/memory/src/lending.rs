@@ -20,9 +20,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 /// How many copies may wait for the reader before a writer waits too (48 MiB). So the two are different
 /// threads, and the reader never waits for the writer.
 const KEPT_MAX: usize = 12 << 10;
-/// How many pages for copies are kept for later ones (8 MiB): memory fresh from the host costs the writer more
+/// How many pages for copies are kept for later ones (2 MiB): memory fresh from the host costs the writer more
 /// than the copying.
-const SPARE_MAX: usize = 2 << 10;
+const SPARE_MAX: usize = 512;
 
 type Page = [u8; PAGE_SIZE];
 

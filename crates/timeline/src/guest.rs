@@ -101,7 +101,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            code_cache_bytes: 40 << 20,
+            code_cache_bytes: 42 << 20,
             chaos: None,
             mirror_after: Some(3_000_000),
             disk_memory_bytes: 256 << 20,
