@@ -6,8 +6,8 @@
 //! [`crate::string`]), as far as it has not been done yet.
 //!
 //! A block counts a repeated instruction as one, so the thunk takes the other iterations out of the
-//! budget itself, before it executes them. That the host's own string instruction does the work makes overlapping operands
-//! come out as they should: element by element, in physical memory.
+//! budget itself, before it executes them. That the host's own string instruction does the work makes
+//! overlapping operands come out as they should: element by element, in physical memory.
 //!
 //! A page that holds code, or page tables of any translation in use, has no entry for writes, so no
 //! iteration can change what the instruction or its operands were reached by.

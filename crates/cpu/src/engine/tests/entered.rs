@@ -27,6 +27,18 @@ fn function_at(guest: &mut Guest, virt: u64) {
     guest.cpu.state_mut().gpr[gpr::R9] = table + (virt >> 12) % 512 * 8;
 }
 
+/// Calls a function a few times, directly and indirectly.
+fn call_both_ways(a: &mut CodeAssembler, function: u64) {
+    a.mov(ebx, 3).unwrap();
+    let mut again = a.create_label();
+    a.set_label(&mut again).unwrap();
+    a.call(function).unwrap();
+    a.mov(rax, function).unwrap();
+    a.call(rax).unwrap();
+    a.dec(ebx).unwrap();
+    a.jnz(again).unwrap();
+}
+
 /// What is left after running a guest in pieces, and that one with links was made to give them up.
 fn ends_alike(make: impl Fn(bool) -> Guest) {
     let ends = [true, false].map(|translated| {
@@ -48,7 +60,7 @@ fn ends_alike(make: impl Fn(bool) -> Guest) {
     assert!(ADDED.iter().all(|each| added % 0x1000 > 10 && added > 10 * *each as u64), "{added:#x}");
 }
 
-/// A program that comes to a page by a direct and an indirect call, and a kernel that exchanges the page.
+/// A kernel exchanges the page that a program comes to.
 #[test]
 fn a_mirrored_program_runs_the_code_that_is_there_now() {
     const FUNCTION: u64 = 0x40_0000;
@@ -56,14 +68,7 @@ fn a_mirrored_program_runs_the_code_that_is_there_now() {
     let build = |a: &mut CodeAssembler| {
         let mut top = a.create_label();
         a.set_label(&mut top).unwrap();
-        a.mov(ebx, 3).unwrap();
-        let mut again = a.create_label();
-        a.set_label(&mut again).unwrap();
-        a.call(FUNCTION).unwrap();
-        a.mov(eax, FUNCTION as u32).unwrap();
-        a.call(rax).unwrap();
-        a.dec(ebx).unwrap();
-        a.jnz(again).unwrap();
+        call_both_ways(a, FUNCTION);
         a.syscall().unwrap();
         a.jmp(top).unwrap();
     };
@@ -91,14 +96,7 @@ fn the_kernel_runs_the_code_that_is_there_now() {
         let mut a = CodeAssembler::new(64).unwrap();
         let mut top = a.create_label();
         a.set_label(&mut top).unwrap();
-        a.mov(ebx, 3).unwrap();
-        let mut again = a.create_label();
-        a.set_label(&mut again).unwrap();
-        a.call(FUNCTION).unwrap();
-        a.mov(rax, FUNCTION).unwrap();
-        a.call(rax).unwrap();
-        a.dec(ebx).unwrap();
-        a.jnz(again).unwrap();
+        call_both_ways(&mut a, FUNCTION);
         a.xor(qword_ptr(r9), 0x1000).unwrap();
         a.jmp(top).unwrap();
         let mut guest = Guest::new(&a.assemble(KERNEL).unwrap());
