@@ -32,7 +32,8 @@ fn a_command_reads_what_is_piped_to_it() {
 #[test]
 fn a_terminal_edits_lines_and_is_the_controlling_one() {
     let mode = Mode::Terminal { rows: 33, columns: 99, term: "vt100".to_owned() };
-    let script = "stty size; echo $TERM; read line; echo got $line; echo mine >/dev/tty";
+    // What is typed is echoed when it comes, so nothing is written before all of it has been read.
+    let script = "read line; stty size; echo $TERM; echo got $line; echo mine >/dev/tty";
     let job = Job { script: script.to_owned(), mode };
     // Control-U takes back what was typed.
     let input = b"wrong\x15right\n";
