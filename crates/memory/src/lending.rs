@@ -33,7 +33,6 @@ pub(crate) struct Lent {
     room: Condvar,
 }
 
-#[derive(Default)]
 struct State {
     /// Bit n: the page with index n is lent, neither read nor copied yet.
     pending: Vec<u64>,

@@ -14,15 +14,12 @@
 use super::asm::{Asm, Fixup32, Mem, Reg, Width};
 use super::blocks::{DecodedId, ExitKind, Mode};
 use super::emit::Emitter;
-use super::hot::{Field, Hot};
+use super::hot::{Field, Hot, KERNEL};
 use super::regs::RCX_HOME;
 use super::thunks::{put_flags_aside, restore_flags};
 use crate::marks::mark;
 use crate::system::{SYSRET_FLAGS, syscall_segments, sysret_segments};
 use x86::{Segment, SegmentIndex, flags, gpr};
-
-/// The kernel's mode set.
-const KERNEL: usize = Mode::of_bits(64).set();
 
 /// The modes of 64-bit code that differ in nothing but privilege and lifted SMAP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -4,6 +4,7 @@
 //! is part of what it is compared with; the slots that could match the zero tag of page (or target)
 //! zero get a value belonging to another slot instead.
 
+use super::blocks::Mode;
 use super::fast_calls::Ready;
 use super::groups::GROUP_SLOTS;
 use crate::CpuState;
@@ -26,8 +27,10 @@ pub const SPILL_ENTRIES: usize = 16384;
 pub const SPILL_WAYS: usize = 4;
 /// Number of mode sets.
 pub const SETS: usize = 6;
-/// The set of the kernel's code while SMAP is lifted, which accesses both halves of the address space.
-pub const LIFTED: usize = 1;
+/// The set of the kernel's code.
+pub const KERNEL: usize = Mode::of_bits(64).set();
+/// That of the same while SMAP is lifted, which accesses both halves of the address space.
+pub const LIFTED: usize = Mode::of_bits(64).with(Mode::AC).set();
 
 /// One entry of the jump cache.
 #[derive(Clone, Copy)]
@@ -71,9 +74,6 @@ pub struct ModeSet {
     pub generation: [u64; 2],
     /// Where that address space's way of the spill table begins, in bytes.
     pub way: [u64; 2],
-    /// The same for the kernel's half of the address space.
-    pub kernel_generation: [u64; 2],
-    pub kernel_way: [u64; 2],
     /// Identity of the code page behind each virtual page (see `blocks`); 0: unknown.
     pub code_page: [u32; CODE_SLOTS],
     /// Indirect jump targets, by their low 16 bits.
@@ -241,12 +241,6 @@ impl Field {
     }
     pub const fn way(write: bool) -> u32 {
         (offset_of!(ModeSet, way) + 8 * write as usize) as u32
-    }
-    pub const fn kernel_generation(write: bool) -> u32 {
-        (offset_of!(ModeSet, kernel_generation) + 8 * write as usize) as u32
-    }
-    pub const fn kernel_way(write: bool) -> u32 {
-        (offset_of!(ModeSet, kernel_way) + 8 * write as usize) as u32
     }
     pub const CODE_PAGE: u32 = offset_of!(ModeSet, code_page) as u32;
     pub const JUMP: u32 = offset_of!(ModeSet, jump) as u32;

@@ -173,12 +173,10 @@ impl Thunk<'_> {
 
     fn emit(mut self, exit: u32, shape: Shape) -> u32 {
         let Shape { moves, repeated, log } = shape;
-        let by_page = repeated && log == 0;
         let start = self.asm.here();
         let index = self.field(Field::EXIT);
         self.asm.store(Width::W64, index, Reg::RCX);
         put_flags_aside(self.asm, self.base);
-        let next_page = self.asm.here();
         let direction = self.field(Field::DIRECTION);
         self.asm.load(Width::W32, Reg::RAX, direction);
         self.asm.bytes(&[0x85, 0xc0]); // test eax, eax
@@ -188,7 +186,9 @@ impl Thunk<'_> {
             self.asm.bytes(&[0x4d, 0x85, 0xf6]); // test r14, r14
             none = Some(self.asm.jcc_forward(4));
         }
-        if by_page {
+        let mut next_page = None;
+        if repeated && log == 0 {
+            next_page = Some(self.asm.here());
             self.asm.mov(Width::W64, Reg::R10, regs::RCX_HOME);
             self.cut_to_page(Reg(7));
             if moves {
@@ -229,7 +229,7 @@ impl Thunk<'_> {
         if repeated {
             self.asm.bytes(&[0x49, 0xc1, 0xea, log, 0x4d, 0x29, 0xd6]); // shr r10, log; sub r14, r10
         }
-        if by_page {
+        if let Some(next_page) = next_page {
             let done = self.asm.jcc_forward(4);
             self.asm.jmp(next_page);
             self.asm.bind32(done);

@@ -8,7 +8,7 @@
 use super::asm::{Asm, Mem, Reg, Width};
 use super::fast_calls::{self, FastCalls};
 use super::hot::{
-    Field, LIFTED, SETS, SPILL_ENTRIES, SPILL_FOLD, SPREAD, SPREAD_SHIFT, SpillEntry, TLB_ENTRIES,
+    Field, KERNEL, LIFTED, SETS, SPILL_ENTRIES, SPILL_FOLD, SPREAD, SPREAD_SHIFT, SpillEntry, TLB_ENTRIES,
 };
 use super::regs;
 use super::strings::{self, StringThunks};
@@ -120,8 +120,9 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
     if let Some(kernel_half) = kernel_half {
         let programs_half = asm.jmp_forward();
         asm.bind32(kernel_half);
-        asm.op_load_add(Reg::R11, Mem::abs(table + Field::kernel_way(write)));
-        asm.op_load_add(Reg::RAX, Mem::abs(table + Field::kernel_generation(write)));
+        let kernel = base + Field::set(KERNEL);
+        asm.op_load_add(Reg::R11, Mem::abs(kernel + Field::way(write)));
+        asm.op_load_add(Reg::RAX, Mem::abs(kernel + Field::generation(write)));
         asm.bind32(programs_half);
     }
     asm.op_cmp(Reg::RAX, part(offset_of!(SpillEntry, key) as u32));

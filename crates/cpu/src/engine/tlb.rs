@@ -20,7 +20,7 @@ use super::blocks::{Mode, PageId, empty_jump};
 use super::entered::{CodeAt, Entered, is_open};
 use super::fast_calls::Family;
 use super::hot::{
-    CODE_SLOTS, DataTlb, Hot, LIFTED, ModeSet, SETS, SPILL_WAYS, SpillEntry, TLB_ENTRIES, code_slot,
+    CODE_SLOTS, DataTlb, Hot, KERNEL, LIFTED, ModeSet, SETS, SPILL_WAYS, SpillEntry, TLB_ENTRIES, code_slot,
     empty_tag, spill_slot, spill_way, spill_way_offset, tlb_slot,
 };
 use super::mirror::{Mirror, Run};
@@ -229,8 +229,8 @@ impl Tlb {
         self.sets[number].used = true;
         if is_upper(virt) || number != 0 {
             // The kernel's half is the same in all address spaces, whichever of its sets it is in.
-            let shared = is_upper(virt) && number <= LIFTED;
-            let generation = if shared { set.kernel_generation } else { set.generation }[write as usize];
+            let like = if is_upper(virt) && number == LIFTED { KERNEL } else { number };
+            let generation = hot(arena).sets[like].generation[write as usize];
             let way = &mut set.spill[write as usize][spill_way(generation)];
             way[spill_slot(address.page())] = SpillEntry { key: virt + generation, addend };
         }
@@ -657,9 +657,6 @@ impl Tlb {
                 let generation = self.spaces.generation(number, kind);
                 set.generation[kind as usize] = generation;
                 set.way[kind as usize] = spill_way_offset(generation);
-                let generation = self.spaces.generation(0, kind);
-                set.kernel_generation[kind as usize] = generation;
-                set.kernel_way[kind as usize] = spill_way_offset(generation);
             }
         }
     }

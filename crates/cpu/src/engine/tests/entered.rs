@@ -1,6 +1,7 @@
 //! Code whose pages are exchanged behind what leads there, beside the same executed from Rust.
 
-use super::mirrored::{FREE, map, mirrored, program};
+use super::fast_calls::take_calls_at;
+use super::mirrored::{FREE, map, mirrored, program, show_entry};
 use super::*;
 use crate::marks::{Mark, count};
 
@@ -19,12 +20,8 @@ fn function_at(guest: &mut Guest, virt: u64) {
         let function = a.assemble(virt).unwrap();
         assert!(guest.board.ram.write(GuestPhys(FRAME + page * 0x1000), &function));
     }
-    let mut table = TABLES;
-    for shift in [39, 30, 21] {
-        table = guest.board.ram.read_u64(GuestPhys(table + (virt >> shift) % 512 * 8)).unwrap() & !0xfff;
-    }
-    map(guest, table, table, &mut free);
-    guest.cpu.state_mut().gpr[gpr::R9] = table + (virt >> 12) % 512 * 8;
+    let entry = show_entry(guest, virt, &mut free);
+    guest.cpu.state_mut().gpr[gpr::R9] = entry;
 }
 
 /// Calls a function a few times, directly and indirectly.
@@ -79,10 +76,7 @@ fn a_mirrored_program_runs_the_code_that_is_there_now() {
         kernel.xor(qword_ptr(r9), 0x1000).unwrap();
         kernel.sysretq().unwrap();
         assert!(guest.board.ram.write(GuestPhys(KERNEL), &kernel.assemble(KERNEL).unwrap()));
-        let state = guest.cpu.state_mut();
-        state.efer |= efer::SCE;
-        state.msr.star = 0x0023_0008 << 32;
-        state.msr.lstar = KERNEL;
+        take_calls_at(guest.cpu.state_mut(), KERNEL);
         guest
     });
 }

@@ -69,12 +69,17 @@ fn ping_pong(returned: &[u64], sfmask: u64) -> Guest {
         }
     }
     let s = g.cpu.state_mut();
-    s.efer |= efer::SCE;
+    take_calls_at(s, KERNEL);
     s.cr4 |= cr4::FSGSBASE;
-    s.msr.star = 0x0023_0008 << 32;
-    s.msr.lstar = KERNEL;
     s.msr.sfmask = sfmask;
     g
+}
+
+/// Has SYSCALL lead to `kernel`.
+pub(super) fn take_calls_at(state: &mut CpuState, kernel: u64) {
+    state.efer |= efer::SCE;
+    state.msr.star = 0x0023_0008 << 32;
+    state.msr.lstar = kernel;
 }
 
 /// Runs it translated and from Rust: the same must come out.

@@ -1,5 +1,6 @@
 //! Programs whose memory is mirrored, beside the same executed from Rust.
 
+use super::fast_calls::take_calls_at;
 use super::*;
 use crate::marks::{Mark, count};
 use base::PAGE_SIZE;
@@ -60,6 +61,16 @@ pub(super) fn map(guest: &mut Guest, virt: u64, phys: u64, free: &mut u64) {
         table = ram.read_u64(at).unwrap() & !0xfff;
     }
     assert!(ram.write_u64(GuestPhys(table + (virt >> 12) % 512 * 8), phys | USER));
+}
+
+/// Has the kernel see the page table that `virt` is in where it is; the address of its entry there.
+pub(super) fn show_entry(guest: &mut Guest, virt: u64, free: &mut u64) -> u64 {
+    let mut table = TABLES;
+    for shift in [39, 30, 21] {
+        table = guest.board.ram.read_u64(GuestPhys(table + (virt >> shift) % 512 * 8)).unwrap() & !0xfff;
+    }
+    map(guest, table, table, free);
+    table + (virt >> 12) % 512 * 8
 }
 
 #[test]
@@ -177,18 +188,11 @@ fn what_the_kernel_takes_away_is_gone_when_the_program_goes_on() {
         let ram = &mut guest.board.ram;
         assert!(ram.write(GuestPhys(KERNEL), &kernel));
         assert!(ram.write_u64(GuestPhys(FRAME), 1000) && ram.write_u64(GuestPhys(FRAME + 0x1000), 1));
-        let mut table = TABLES;
-        for shift in [39, 30, 21] {
-            table = ram.read_u64(GuestPhys(table + (FAR >> shift) % 512 * 8)).unwrap() & !0xfff;
-        }
-        // The kernel sees page tables where they are.
-        map(&mut guest, table, table, &mut free);
+        let entry = show_entry(&mut guest, FAR, &mut free);
         let state = guest.cpu.state_mut();
-        state.efer |= efer::SCE;
-        state.msr.star = 0x0023_0008 << 32;
-        state.msr.lstar = KERNEL;
+        take_calls_at(state, KERNEL);
         state.gpr[gpr::RBX] = FAR;
-        state.gpr[gpr::R9] = table + (FAR >> 12) % 512 * 8;
+        state.gpr[gpr::R9] = entry;
         let unmapped = count(Mark::MirrorUnmapped);
         assert_eq!(guest.run_to(3000), Exit::Limit);
         assert!(!with || count(Mark::MirrorUnmapped) > unmapped, "nothing was unmapped");
