@@ -22,6 +22,7 @@ use super::moves::Moves;
 use crate::marks::mark;
 use base::PAGE_SIZE;
 use iced_x86::Instruction;
+use smallvec::SmallVec;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -153,6 +154,9 @@ impl BlockId {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ExitId(pub u32);
 
+/// Exits linked to a block: mostly few, which are kept without a heap.
+pub type Incoming = SmallVec<[ExitId; 4]>;
+
 /// Index of a decoded instruction kept for Rust to execute, or [`DecodedId::NONE`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DecodedId(pub u32);
@@ -212,7 +216,7 @@ pub struct Block {
     /// False once its guest bytes were written.
     pub live: bool,
     /// Exits linked to this block.
-    pub incoming: Vec<ExitId>,
+    pub incoming: Incoming,
     /// The first of its exits.
     pub exits: u32,
     /// The next older block of the same place at another address, or [`BlockId::NONE`].
@@ -293,10 +297,10 @@ pub type PageId = u32;
 
 /// From here on, identities take four bytes of code each.
 const FIRST_PAGE_ID: PageId = 256;
-/// Blocks of the same place at different addresses, as all of them may have to be looked at: one more takes
-/// the place of the oldest, or has it forgotten. When the code cache fills, it does so with fewer.
-const ADDRESSES_MAX: usize = 16;
-const ADDRESSES_WHEN_FULL: usize = 5;
+/// Blocks of the same place at different addresses: one more takes the place of the oldest, or has it
+/// forgotten. All of them are looked at where one is looked for, and the more there may be, the sooner programs
+/// that start again and again fill the code cache. With 16, a row of twelve such programs took a tenth longer.
+const ADDRESSES_MAX: usize = 6;
 /// Identities of pages. Programs that start again and again have ever new ones.
 const PAGE_IDS_MAX: usize = 1 << 17;
 /// Exits linked to a block that are looked through for what is there twice.
@@ -370,13 +374,6 @@ impl Blocks {
     pub fn has_room(&self) -> bool {
         let room = (self.cold - self.next).min(self.end - self.next_cold);
         room > 64 << 10 && self.page_ids.len() < PAGE_IDS_MAX
-    }
-
-    /// Whether less than a quarter is left.
-    fn is_filling(&self) -> bool {
-        let [code, cold] = [(self.start, self.next, self.cold), (self.cold, self.next_cold, self.end)]
-            .map(|(start, next, end)| end - next < (end - start) / 4);
-        code || cold
     }
 
     /// One bit per 64 bytes of a physical page that some block covers.
@@ -470,8 +467,7 @@ impl Blocks {
             at = self.get(at).next;
             count += 1;
         }
-        let most = if self.is_filling() { ADDRESSES_WHEN_FULL } else { ADDRESSES_MAX };
-        (count >= most).then_some(at)
+        (count >= ADDRESSES_MAX).then_some(at)
     }
 
     /// Forgets the oldest block of the key's place, if there are too many at different addresses.
@@ -643,7 +639,7 @@ impl Blocks {
             }
             mark!(PageClosed);
             let incoming = std::mem::take(&mut block.incoming);
-            let (inside, outside): (Vec<_>, _) =
+            let (inside, outside): (Incoming, Incoming) =
                 incoming.into_iter().partition(|exit| at(&self.source_of(*exit)));
             outside.into_iter().for_each(|exit| self.unlink(arena, exit));
             self.list[id.0 as usize].incoming = inside;

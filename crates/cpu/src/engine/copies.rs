@@ -10,9 +10,8 @@
 //! direct jumps are copied at once, and linked; a program that starts would leave translated code at each
 //! of these jumps.
 //!
-//! Where a block is there for many addresses already, or for some while the code cache is nearly full, the copy
-//! takes the place of the oldest, which is of the same size: programs that start again and again do not fill
-//! the code cache.
+//! Where a block is there for several addresses already, the copy takes the place of the oldest, which is of the
+//! same size: programs that start again and again do not fill the code cache.
 //!
 //! What translation decides by the address itself need not come out the same in a copy. So only whole blocks
 //! of 64-bit programs are copied; blocks of mirrored code only if their addresses can be claimed, and if
@@ -21,7 +20,9 @@
 //! byte; the oracle's tests do that with all blocks of theirs.
 
 use super::arena::Arena;
-use super::blocks::{Block, BlockId, BlockKey, Blocks, DecodedId, Exit, ExitId, ExitKind, Mode, OUT, PageId};
+use super::blocks::{
+    Block, BlockId, BlockKey, Blocks, DecodedId, Exit, ExitId, ExitKind, Incoming, Mode, OUT, PageId,
+};
 use super::hot::{CODE_SLOTS, Field, TLB_ENTRIES, code_slot};
 use super::mirror::Mirror;
 use super::moves::{Kind, Moves, is_movable};
@@ -136,7 +137,7 @@ impl Blocks {
             live: true,
             next: BlockId::NONE,
             exits: first_exit,
-            incoming: Vec::new(),
+            incoming: Incoming::new(),
             moves: Some(moves.clone()),
             ..*block
         };

@@ -78,16 +78,13 @@ impl Notes {
 
 /// What to mend in a copy of a block: notes about its code, and behind them those about its cold part.
 ///
-/// A byte for each: the kind in the upper bits, and how far it is from the one before; a distance of
-/// [`FAR`] only moves on by that much.
+/// Two bytes for how many bytes are about the code itself. Then a byte for each: the kind in the upper bits,
+/// and how far it is from the one before; a distance of [`FAR`] only moves on by that much.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Moves {
-    packed: Arc<[u8]>,
-    /// Bytes of `packed` for the code itself.
-    code: u16,
-}
+pub struct Moves(Arc<[u8]>);
 
 const FAR: u32 = 31;
+const HEAD: usize = size_of::<u16>();
 
 impl Moves {
     /// For a block whose parts have these notes; `None` if it cannot be copied.
@@ -95,21 +92,28 @@ impl Moves {
         if code.pinned || cold.pinned || !is_movable(key) {
             return None;
         }
-        let mut packed = Vec::with_capacity(code.list.len() + cold.list.len() + 8);
+        let mut packed = Vec::with_capacity(HEAD + code.list.len() + cold.list.len() + 8);
+        packed.extend([0; HEAD]);
         pack(&mut code.list, &mut packed);
-        let in_code = u16::try_from(packed.len()).ok()?;
+        let in_code = u16::try_from(packed.len() - HEAD).ok()?;
+        packed[..HEAD].copy_from_slice(&in_code.to_le_bytes());
         pack(&mut cold.list, &mut packed);
-        Some(Self { packed: packed.into(), code: in_code })
+        Some(Self(packed.into()))
     }
 
     /// Fields of the code: where each begins, and its kind.
     pub fn code(&self) -> impl Iterator<Item = (u32, Kind)> {
-        unpack(&self.packed[..self.code as usize])
+        unpack(self.parts().0)
     }
 
     /// Those of its cold part.
     pub fn cold(&self) -> impl Iterator<Item = (u32, Kind)> {
-        unpack(&self.packed[self.code as usize..])
+        unpack(self.parts().1)
+    }
+
+    fn parts(&self) -> (&[u8], &[u8]) {
+        let (head, packed) = self.0.split_at(HEAD);
+        packed.split_at(usize::from(u16::from_le_bytes([head[0], head[1]])))
     }
 }
 

@@ -9,7 +9,7 @@
 //! (see `groups`) then serves for the next iterations too.
 
 use super::asm::{Mem, Reg, Width};
-use super::blocks::{Block, BlockId, BlockKey, Exit, Insn, Mode};
+use super::blocks::{Block, BlockId, BlockKey, Exit, Incoming, Insn, Mode};
 use super::classify::{Class, classify};
 use super::contexts;
 use super::emit::{Ea, Emitter, guest_of};
@@ -209,7 +209,7 @@ impl Translator {
             second_page: place.second.map(|(_, page)| page),
             grouped,
             live: true,
-            incoming: Vec::new(),
+            incoming: Incoming::new(),
             exits: first_exit,
             next: BlockId::NONE,
             moves,
