@@ -40,10 +40,10 @@ const TOGETHER_MAX: usize = 48;
 const OFFSET: u64 = PAGE_SIZE as u64 - 1;
 
 /// What a copy in mirrored code has to ask for.
-pub struct Permits<'a> {
-    pub mirror: &'a mut Mirror,
+struct Permits<'a> {
+    mirror: &'a mut Mirror,
     /// Instructions that are translated with a check.
-    pub checked: &'a HashSet<u64>,
+    checked: &'a HashSet<u64>,
 }
 
 impl Permits<'_> {
@@ -87,7 +87,7 @@ impl Distance {
 impl Blocks {
     /// Copies block `id` for `key`, which is of the same guest bytes at another address; `page_id` is
     /// that of its page there. `None` if it cannot be copied, or there is no room.
-    pub fn copy(
+    fn copy(
         &mut self,
         arena: &mut Arena,
         id: BlockId,
