@@ -21,7 +21,7 @@ use super::vcpu::Vcpu;
 use crate::Bus;
 use crate::marks::mark;
 use crate::walk::{self, Access, Translation};
-use base::{GuestVirt, PAGE_SIZE};
+use base::{GuestVirt, PAGE_SHIFT, PAGE_SIZE};
 use iced_x86::{Instruction, OpKind};
 use memory::Marks;
 use std::collections::{HashMap, HashSet};
@@ -33,6 +33,7 @@ const PATIENCE: u8 = 6;
 /// pages, which are next to each other in RAM too.
 const AROUND: u64 = 16;
 const AROUND_IN_LARGE: u64 = 512;
+const BEHIND: u64 = 256;
 /// Faults that may be had at once, and the instructions that have to retire for each other one.
 const CREDIT: i64 = 4000;
 const PER_PAGE: u64 = 40_000;
@@ -209,24 +210,28 @@ impl Vcpu {
         self.tlb.admit_to_mirror(&self.arena, bus.ram(), access, &mapping, found.writable_now)
     }
 
-    /// Maps what the program has accessed before around a page just mapped, which costs it no faults then.
+    /// Maps what the program has accessed before around a page just mapped, which costs it no faults then: near
+    /// it, and behind that for as long as the pages are next to each other in RAM too.
     fn mirror_around(&mut self, bus: &mut dyn Bus, virt: GuestVirt, found: &Translation) {
         let window = (if found.page_shift > 12 { AROUND_IN_LARGE } else { AROUND }) * PAGE_SIZE as u64;
         let start = virt.0 / window * window;
         let mut runs: Vec<Run> = Vec::new();
-        for at in (start..start + window).step_by(PAGE_SIZE) {
+        for at in (start..start + window + BEHIND * PAGE_SIZE as u64).step_by(PAGE_SIZE) {
+            let near = at < start + window;
             if self.tlb.mirror.has(at) {
-                continue;
+                if near { continue } else { break }
             }
             let drops = self.tlb.drops;
-            let Some(run) = self.accessed(bus, GuestVirt(at)) else { continue };
+            let run = self.accessed(bus, GuestVirt(at));
             if self.tlb.drops != drops {
                 // One table stands in two places; what was found of it may be gone.
                 return;
             }
-            match runs.last_mut() {
-                Some(last) if last.is_followed_by(run) => last.pages += 1,
-                _ => runs.push(run),
+            match (run, runs.last_mut()) {
+                (Some(run), Some(last)) if last.is_followed_by(run) => last.pages += 1,
+                (Some(run), _) if near => runs.push(run),
+                (None, _) if near => {}
+                _ => break,
             }
         }
         self.mirroring.credit -= runs.len() as i64;
@@ -261,8 +266,11 @@ impl Vcpu {
             let reads = !shape.moves()
                 || self.tlb.mirror.mapped_from(rsi, 1, false) != 0
                 || self.mirror_page(bus, rsi, false);
-            let writes =
-                reads && (self.tlb.mirror.mapped_from(rdi, 1, true) != 0 || self.mirror_page(bus, rdi, true));
+            // What has just been paged in will be mapped together with what follows it, when it is used.
+            let fresh = self.state().cr2 >> PAGE_SHIFT == rdi >> PAGE_SHIFT;
+            let writes = reads
+                && (self.tlb.mirror.mapped_from(rdi, 1, true) != 0
+                    || !fresh && self.mirror_page(bus, rdi, true));
             if !writes || !self.mirroring.on || bus.ram().is_disturbed() {
                 return None;
             }
