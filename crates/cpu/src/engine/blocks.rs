@@ -19,6 +19,7 @@ use super::classify::Class;
 use super::entered::{CodeAt, is_open};
 use super::hot::{JUMP_ENTRIES, SPREAD, spread};
 use super::moves::Moves;
+use super::places::Places;
 use crate::marks::mark;
 use base::PAGE_SIZE;
 use iced_x86::Instruction;
@@ -117,30 +118,6 @@ pub struct BlockKey {
     pub shares: bool,
 }
 
-impl BlockKey {
-    fn place(&self) -> BlockPlace {
-        let BlockKey { phys, mode, limit, shares, .. } = *self;
-        BlockPlace { phys, mode, limit, shares }
-    }
-}
-
-/// A [`BlockKey`] wherever the block may run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct BlockPlace {
-    phys: u64,
-    mode: Mode,
-    limit: u8,
-    shares: bool,
-}
-
-impl std::hash::Hash for BlockPlace {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        // Physical addresses have 52 bits at most, modes 21.
-        let rest = u64::from(self.mode.0) << 8 | u64::from(self.limit) << 1 | u64::from(self.shares);
-        state.write_u64(self.phys ^ rest.rotate_right(12));
-    }
-}
-
 /// Index of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct BlockId(pub u32);
@@ -219,8 +196,10 @@ pub struct Block {
     pub incoming: Incoming,
     /// The first of its exits.
     pub exits: u32,
-    /// The next older block of the same place at another address, or [`BlockId::NONE`].
+    /// The next newer block of the same place at another address, or the newest one's oldest; and the newest has
+    /// how many there are. See [`super::places`].
     pub next: BlockId,
+    pub alike: u8,
     /// How it is copied for other addresses, if it can be.
     pub moves: Option<Moves>,
 }
@@ -321,8 +300,7 @@ pub struct Blocks {
     pub decoded: Vec<(Instruction, Class)>,
     /// Those that no exit has any more.
     free_decoded: Vec<DecodedId>,
-    /// The newest block of each place; see [`Block::next`].
-    by_place: HashMap<BlockPlace, BlockId, BuildMix>,
+    places: Places,
     pages: HashMap<u64, CodePage, BuildMix>,
     page_ids: HashMap<(u64, u64, Mode), PageId, BuildMix>,
     /// For many physical addresses at once, a bit: a block may begin at one of them. Reading a block asks at
@@ -353,7 +331,7 @@ impl Blocks {
             exits,
             decoded: Vec::new(),
             free_decoded: Vec::new(),
-            by_place: HashMap::default(),
+            places: Places::new(expected),
             pages: HashMap::default(),
             page_ids: HashMap::default(),
             begins: vec![0; BEGINS / 64].into_boxed_slice(),
@@ -390,19 +368,12 @@ impl Blocks {
 
     /// The block of that key.
     pub fn find(&self, key: &BlockKey) -> Option<BlockId> {
-        let mut at = self.at_any_address(key)?;
-        while self.get(at).key.virt != key.virt {
-            at = self.get(at).next;
-            if at == BlockId::NONE {
-                return None;
-            }
-        }
-        Some(at)
+        self.places.find(&self.list, key)
     }
 
     /// The newest block of that key but for the address.
     pub fn at_any_address(&self, key: &BlockKey) -> Option<BlockId> {
-        self.by_place.get(&key.place()).copied()
+        self.places.newest(&self.list, key)
     }
 
     /// The block that an exit belongs to.
@@ -443,7 +414,7 @@ impl Blocks {
     }
 
     /// Adds a block whose code has been written at [`Self::next_addresses`].
-    pub fn add(&mut self, mut block: Block) -> BlockId {
+    pub fn add(&mut self, block: Block) -> BlockId {
         let id = self.next_id();
         self.next = ((block.end + OUT + 15) & !15) - OUT;
         self.next_cold = block.cold_end;
@@ -455,20 +426,15 @@ impl Blocks {
         }
         let bit = begin_bit(block.key.phys);
         self.begins[bit / 64] |= 1 << (bit % 64);
-        block.next = self.by_place.insert(block.key.place(), id).unwrap_or(BlockId::NONE);
         self.list.push(block);
+        self.places.add(&mut self.list, id);
         id
     }
 
     /// The oldest block of the key's place, if there are as many as may be at different addresses.
     pub fn oldest(&self, key: &BlockKey) -> Option<BlockId> {
-        let mut at = self.at_any_address(key)?;
-        let mut count = 1;
-        while self.get(at).next != BlockId::NONE {
-            at = self.get(at).next;
-            count += 1;
-        }
-        (count >= ADDRESSES_MAX).then_some(at)
+        let (oldest, count) = self.places.oldest(&self.list, key)?;
+        (count >= ADDRESSES_MAX).then_some(oldest)
     }
 
     /// Forgets the oldest block of the key's place, if there are too many at different addresses.
@@ -480,29 +446,10 @@ impl Blocks {
     }
 
     /// Puts a block in the place of `id`, which was for the same guest bytes and has been forgotten.
-    pub fn replace(&mut self, id: BlockId, mut block: Block) {
+    pub fn replace(&mut self, id: BlockId, block: Block) {
         debug_assert!(!self.get(id).live && self.get(id).key.phys == block.key.phys);
-        block.next = self.by_place.insert(block.key.place(), id).unwrap_or(BlockId::NONE);
         self.list[id.0 as usize] = block;
-    }
-
-    /// Takes a block off the list of its place.
-    fn unlist(&mut self, id: BlockId) {
-        let Block { next, key, .. } = *self.get(id);
-        let place = key.place();
-        let Some(newest) = self.by_place.get_mut(&place) else { return };
-        if *newest == id {
-            *newest = next;
-            if next == BlockId::NONE {
-                self.by_place.remove(&place);
-            }
-            return;
-        }
-        let mut at = *newest;
-        while self.get(at).next != id {
-            at = self.get(at).next;
-        }
-        self.list[at.0 as usize].next = next;
+        self.places.add(&mut self.list, id);
     }
 
     /// Makes exit `from` (a direct jump) go straight to block `to`.
@@ -611,7 +558,7 @@ impl Blocks {
             return;
         }
         block.live = false;
-        self.unlist(id);
+        self.places.remove(&mut self.list, id);
         for exit in std::mem::take(&mut self.list[id.0 as usize].incoming) {
             self.unlink(arena, exit);
         }
@@ -689,7 +636,7 @@ impl Blocks {
         self.exits.clear();
         self.decoded.clear();
         self.free_decoded.clear();
-        self.by_place.clear();
+        self.places.clear();
         self.page_ids.clear();
         self.begins.fill(0);
         (self.next, self.next_cold) = (self.start, self.cold);

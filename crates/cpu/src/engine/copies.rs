@@ -136,6 +136,7 @@ impl Blocks {
             second_page: None,
             live: true,
             next: BlockId::NONE,
+            alike: 0,
             exits: first_exit,
             incoming: Incoming::new(),
             moves: Some(moves.clone()),

@@ -36,6 +36,7 @@ mod interpret;
 mod mirror;
 mod mirrored;
 mod moves;
+mod places;
 mod plain;
 mod privileged;
 pub mod profile;

@@ -212,6 +212,7 @@ impl Translator {
             incoming: Incoming::new(),
             exits: first_exit,
             next: BlockId::NONE,
+            alike: 0,
             moves,
         };
         (block, code, cold)
