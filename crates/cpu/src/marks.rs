@@ -76,6 +76,7 @@ marks! {
     MirrorMended,
     /// A repeated string instruction executed at once in the mirror.
     MirrorString,
+    FreshString,
     /// An instruction of mirrored code gets a check.
     MirrorChecked,
     /// A jump out of the middle of a block.
@@ -113,6 +114,7 @@ marks! {
     FastSysret,
     /// MOVS or STOS in translated code.
     StringThunk,
+    StringFilled,
     /// A block that ends where another begins.
     RunsIntoAnother,
     /// A jump whose target goes on in the same block.

@@ -213,17 +213,36 @@ impl Vcpu {
 
     /// Fills the TLB for what a string instruction is about to access that has a thunk, which works only
     /// on what the TLB knows. The first element will be read, then written, so its pages may be walked
-    /// to now, in that order.
-    pub(super) fn fill_for_string(&mut self, bus: &mut dyn Bus, mode: Mode, instr: &Instruction) {
-        let Some(shape) = Shape::of(instr).filter(|_| mode.is64()) else { return };
+    /// to now, in that order. Whether the TLB knows them then, and the thunk can go on.
+    pub(super) fn fill_for_string(&mut self, bus: &mut dyn Bus, mode: Mode, instr: &Instruction) -> bool {
+        let Some(shape) = Shape::of(instr).filter(|_| mode.is64()) else { return false };
         let [count, rsi, rdi] = [gpr::RCX, gpr::RSI, gpr::RDI].map(|r| self.state().gpr[r]);
         let whole = |at: u64| at % PAGE_SIZE as u64 + shape.element() <= PAGE_SIZE as u64;
         if shape.is_repeated() && count == 0 || shape.moves() && !whole(rsi) || !whole(rdi) {
-            return;
+            return false;
         }
-        if !shape.moves() || self.fill(bus, mode, GuestVirt(rsi), false, |_| true) {
-            self.fill(bus, mode, GuestVirt(rdi), true, |_| true);
-        }
+        (!shape.moves() || self.fill(bus, mode, GuestVirt(rsi), false, |_| true))
+            && self.fill(bus, mode, GuestVirt(rdi), true, |_| true)
+    }
+
+    /// Whether an instruction that Rust is asked to execute is a string instruction that may as well be tried
+    /// again where it stands, now that the TLB knows its operands; once, as the thunk has other reasons to leave it
+    /// to Rust.
+    pub(super) fn string_filled(
+        &mut self,
+        bus: &mut dyn Bus,
+        mode: Mode,
+        id: ExitId,
+        instr: &Instruction,
+    ) -> bool {
+        let BlockExit { block, insn, kind } = self.blocks.exits[id.0 as usize];
+        self.fill_for_string(bus, mode, instr)
+            && matches!(kind, ExitKind::Interpret { .. })
+            && !bus.ram().is_disturbed()
+            && !self.groups_stale(block)
+            && !self.has_breakpoint_here()
+            && self.may_fill(block, insn)
+            && self.last_miss.fills == 1
     }
 
     /// Whether an addend that the block has put aside may be out of date.

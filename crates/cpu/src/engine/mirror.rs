@@ -238,6 +238,11 @@ impl Mirror {
         self.pages.contains_key(&virt)
     }
 
+    /// Whether `virt` is on a page that is mapped, and is RAM's page `index`.
+    pub fn holds(&self, virt: u64, index: usize) -> bool {
+        self.pages.get(&(virt & !(PAGE - 1))).is_some_and(|page| page.index == index)
+    }
+
     /// How many bytes from `virt` on are mapped, for writes if `write`, as far as `bytes`.
     pub fn mapped_from(&mut self, virt: u64, bytes: u64, write: bool) -> u64 {
         let start = virt & !(PAGE - 1);

@@ -266,12 +266,20 @@ impl Vcpu {
             let reads = !shape.moves()
                 || self.tlb.mirror.mapped_from(rsi, 1, false) != 0
                 || self.mirror_page(bus, rsi, false);
-            // What has just been paged in will be mapped together with what follows it, when it is used.
+            let written = self.tlb.mirror.mapped_from(rdi, 1, true) != 0;
             let fresh = self.state().cr2 >> PAGE_SHIFT == rdi >> PAGE_SHIFT;
-            let writes = reads
-                && (self.tlb.mirror.mapped_from(rdi, 1, true) != 0
-                    || !fresh && self.mirror_page(bus, rdi, true));
-            if !writes || !self.mirroring.on || bus.ram().is_disturbed() {
+            if reads && !written && fresh {
+                let readable = if shape.moves() {
+                    self.tlb.mirror.mapped_from(rsi, wanted * element, false)
+                } else {
+                    u64::MAX
+                };
+                return self.string_to_fresh_page(bus, instr, shape, wanted.min(readable / element));
+            }
+            if !reads || !(written || self.mirror_page(bus, rdi, true)) {
+                return None;
+            }
+            if !self.mirroring.on || bus.ram().is_disturbed() {
                 return None;
             }
             iterations = possible(self);
@@ -280,18 +288,57 @@ impl Vcpu {
             return None;
         }
         mark!(MirrorString);
-        let state = &mut self.hot().state;
         // SAFETY: both operands are pages of the mirror, mapped for what is done with them.
-        unsafe { shape.execute(iterations, rsi, rdi, state.gpr[gpr::RAX]) };
-        state.gpr[gpr::RCX] -= iterations;
-        state.gpr[gpr::RDI] += iterations * element;
+        unsafe { shape.execute(iterations, rsi, rdi, self.state().gpr[gpr::RAX]) };
+        Some(self.string_done(instr, shape, iterations))
+    }
+
+    /// The same, of as many iterations, whose source is mapped, as the page at RDI has room for, which has just been
+    /// paged in: it will be mapped together with what follows it, when it is used.
+    fn string_to_fresh_page(
+        &mut self,
+        bus: &mut dyn Bus,
+        instr: &Instruction,
+        shape: Shape,
+        iterations: u64,
+    ) -> Option<Done> {
+        let [rsi, rdi, rax] = [gpr::RSI, gpr::RDI, gpr::RAX].map(|r| self.state().gpr[r]);
+        let offset = rdi % PAGE_SIZE as u64;
+        let iterations = iterations.min((PAGE_SIZE as u64 - offset) / shape.element());
+        if iterations == 0 || rdi >> 47 != 0 {
+            return None;
+        }
+        let state = &self.hot().state;
+        let access = Access::data(state, true);
+        let phys = walk::translate(state, bus.ram(), GuestVirt(rdi), access).ok()?.phys;
+        let page = bus.ram().page_index(phys)?;
+        // Operands that overlap must do so at the host's addresses too.
+        let last = rsi.wrapping_add(iterations * shape.element() - 1);
+        let overlap = shape.moves() && [rsi, last].iter().any(|at| self.tlb.mirror.holds(*at, page));
+        if overlap || bus.ram().marks(page).any(Marks::HOOKED) || bus.ram().is_disturbed() {
+            return None;
+        }
+        mark!(FreshString);
+        bus.ram().mark_dirty(page);
+        let to = bus.ram().host_page(page) as u64 + offset;
+        // SAFETY: the source is mapped in the mirror, and what is written is the rest of a page of RAM which nobody
+        // has to hear of, now that it is dirty.
+        unsafe { shape.execute(iterations, rsi, to, rax) };
+        Some(self.string_done(instr, shape, iterations))
+    }
+
+    /// Moves on by so many iterations.
+    fn string_done(&mut self, instr: &Instruction, shape: Shape, iterations: u64) -> Done {
+        let gpr = &mut self.hot().state.gpr;
+        gpr[gpr::RCX] -= iterations;
+        gpr[gpr::RDI] += iterations * shape.element();
         if shape.moves() {
-            state.gpr[gpr::RSI] += iterations * element;
+            gpr[gpr::RSI] += iterations * shape.element();
         }
-        if state.gpr[gpr::RCX] == 0 {
-            state.rip = instr.next_ip();
+        if gpr[gpr::RCX] == 0 {
+            self.hot().state.rip = instr.next_ip();
         }
-        Some(Done { retired: iterations, data_hits: 0 })
+        Done { retired: iterations, data_hits: 0 }
     }
 
     /// What to map at `virt` if the program has accessed it, without its noticing.

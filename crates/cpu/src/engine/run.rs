@@ -519,10 +519,12 @@ impl Vcpu {
                 profile::interpreted(instr.mnemonic(), access);
                 match self.string_in_mirror(bus, mode, &instr, budget) {
                     Some(done) => Ok(done),
-                    None => {
-                        self.fill_for_string(bus, mode, &instr);
-                        self.interpret_as(bus, &instr, class, budget)
+                    None if self.string_filled(bus, mode, id, &instr) => {
+                        mark!(StringFilled);
+                        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
+                        return Next::Enter(self.blocks.get(block).host_of(insn));
                     }
+                    None => self.interpret_as(bus, &instr, class, budget),
                 }
             }
             Err(exception) => Err(Faulted::from(exception)),

@@ -215,9 +215,13 @@ fn strings_do_what_they_do_without_a_mirror() {
         (FAR + 0x2ff0, FAR + 0x100, 0x50),
         (FAR, FAR + 0x100, 0),
         (CODE, FAR + 0x100, 0x30),
+        (FAR + 0x800, FAR + 0x2008, 0xff8),
+        (FAR + 0x2010, FAR + 0x2013, 0x300),
     ];
-    for ((from, to, bytes), element) in
-        cases.into_iter().flat_map(|case| [1, 2, 4, 8].map(|size| (case, size)))
+    // The third page may have been paged in a moment ago, and written to in this epoch.
+    let cases = cases.into_iter().flat_map(|case| [(case, None), (case, Some(false)), (case, Some(true))]);
+    for (((from, to, bytes), paged_in), element) in
+        cases.flat_map(|case| [1, 2, 4, 8].map(|size| (case, size)))
     {
         let build = |a: &mut CodeAssembler| {
             // Whatever has been touched before is mapped already.
@@ -247,7 +251,12 @@ fn strings_do_what_they_do_without_a_mirror() {
             for at in 0..0x3000 {
                 assert!(guest.board.ram.write(GuestPhys(FRAME + at), &[((at * 7) >> 3) as u8]));
             }
-            let gpr = &mut guest.cpu.state_mut().gpr;
+            if paged_in == Some(false) {
+                guest.board.ram.begin_epoch();
+            }
+            let state = guest.cpu.state_mut();
+            state.cr2 = if paged_in.is_some() { FAR + 0x2fff } else { 0 };
+            let gpr = &mut state.gpr;
             (gpr[gpr::RBX], gpr[gpr::RSI], gpr[gpr::RDI]) = (FAR, from, to);
             gpr[gpr::RCX] = bytes / element;
             let exits = [guest.run_to(100), guest.run_to(0x1234), guest.run_to(20_000)];
@@ -257,9 +266,9 @@ fn strings_do_what_they_do_without_a_mirror() {
         });
         assert!(
             ends[0] == ends[1],
-            "{element} bytes, {from:#x} to {to:#x}, {bytes:#x}: {:x?}",
+            "{element} bytes, {from:#x} to {to:#x}, {bytes:#x}, {paged_in:?}: {:x?}",
             (&ends[0].1, &ends[1].1)
         );
     }
-    assert!(count(Mark::MirrorString) > 0);
+    assert!(count(Mark::MirrorString) > 0 && count(Mark::FreshString) > 0);
 }
