@@ -218,7 +218,8 @@ impl Vcpu {
         let Some(shape) = Shape::of(instr).filter(|_| mode.is64()) else { return false };
         let [count, rsi, rdi] = [gpr::RCX, gpr::RSI, gpr::RDI].map(|r| self.state().gpr[r]);
         let whole = |at: u64| at % PAGE_SIZE as u64 + shape.element() <= PAGE_SIZE as u64;
-        if shape.is_repeated() && count == 0 || shape.moves() && !whole(rsi) || !whole(rdi) {
+        let long = mode.has(Mode::MIRRORED) && shape.is_long(count);
+        if long || shape.is_repeated() && count == 0 || shape.moves() && !whole(rsi) || !whole(rdi) {
             return false;
         }
         (!shape.moves() || self.fill(bus, mode, GuestVirt(rsi), false, |_| true))

@@ -240,7 +240,7 @@ impl Vcpu {
         }
     }
 
-    /// Executes iterations of a repeated MOVS or STOS whose operands are mirrored, at once, as far as they are
+    /// Executes iterations of a long MOVS or STOS whose operands are mirrored, at once, as far as they are
     /// mapped; the pages of the first one are if need be. `None` if that cannot be done.
     pub(super) fn string_in_mirror(
         &mut self,
@@ -249,9 +249,9 @@ impl Vcpu {
         instr: &Instruction,
         budget: u64,
     ) -> Option<Done> {
-        let shape = Shape::of(instr).filter(|shape| shape.is_repeated() && mode.has(Mode::MIRRORED))?;
         let [count, rsi, rdi] = [gpr::RCX, gpr::RSI, gpr::RDI].map(|r| self.state().gpr[r]);
-        if count == 0 || self.state().rflags & flags::DF != 0 || self.has_breakpoint_here() {
+        let shape = Shape::of(instr).filter(|shape| mode.has(Mode::MIRRORED) && shape.is_long(count))?;
+        if self.state().rflags & flags::DF != 0 || self.has_breakpoint_here() {
             return None;
         }
         let element = shape.element();

@@ -73,6 +73,12 @@ impl Shape {
         self.repeated
     }
 
+    /// Whether so many iterations are of a page or more: in mirrored code they are done from Rust, as the thunk would
+    /// leave at each page, and shorter ones by the thunk.
+    pub fn is_long(self, count: u64) -> bool {
+        self.repeated && count >= PAGE_SIZE as u64 >> self.log
+    }
+
     /// Bytes of an element.
     pub fn element(self) -> u64 {
         1 << self.log

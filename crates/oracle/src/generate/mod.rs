@@ -18,6 +18,7 @@ pub use universe::Class;
 pub use universe::Universe;
 
 use crate::case::{Case, ITEMS_MAX, Item, Link, Mode, Target};
+use crate::layout::PAGE;
 use crate::state::{Registers, flag};
 use aim::Data;
 use dice::Dice;
@@ -324,7 +325,9 @@ impl<'a> Generator<'a> {
             self.ensure_pointer(7);
             // Whether there is a REP prefix is not yet decided; a small count does no harm.
             if self.tracker.known[1].is_none_or(|count| count > 40) {
-                let count = self.dice.below(12) as u64;
+                // Seldom one that leads from page to page.
+                let long = self.dice.percent(1);
+                let count = if long { PAGE + self.dice.below(64) } else { self.dice.below(12) } as u64;
                 self.load(1, count);
                 self.glue_last();
             }
