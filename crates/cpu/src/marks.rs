@@ -26,6 +26,7 @@ marks! {
     Copied,
     /// Registers without a home are brought to scratch registers and back.
     DisplacedRegister,
+    RegisterFolded,
     /// Two of them, with a memory operand.
     TwoDisplaced,
     /// The guest's RCX visits the host's.

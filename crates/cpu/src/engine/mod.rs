@@ -31,6 +31,7 @@ mod fast_calls;
 mod find;
 mod flow;
 mod groups;
+mod homeless;
 mod hot;
 mod interpret;
 mod mirror;

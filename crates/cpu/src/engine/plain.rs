@@ -6,6 +6,7 @@
 
 use super::asm::{Mem, Reg, Width};
 use super::emit::{Ea, Emitter, guest_of};
+use super::homeless::{Folded, fold};
 use super::regs;
 use super::used::Used;
 use crate::marks::mark;
@@ -15,16 +16,25 @@ use x86::gpr;
 
 /// Where each guest register of one instruction is found.
 struct Assignment {
-    /// Guest register, host register, whether written.
-    visits: ArrayVec<(usize, Reg, bool), 4>,
+    visits: ArrayVec<Visit, 4>,
+}
+
+/// A guest register that is in another host register for one instruction.
+#[derive(Clone, Copy)]
+struct Visit {
+    guest: usize,
+    host: Reg,
+    /// Its value matters to the instruction.
+    read: bool,
+    written: bool,
 }
 
 impl Assignment {
     fn host(&self, guest: usize) -> Reg {
         self.visits
             .iter()
-            .find(|(g, ..)| *g == guest)
-            .map(|(_, host, _)| *host)
+            .find(|visit| visit.guest == guest)
+            .map(|visit| visit.host)
             .or_else(|| regs::home(guest))
             .expect("every register without a home has a visit")
     }
@@ -71,8 +81,15 @@ impl Rewriter {
         if !needs_rcx {
             pool.push(Reg::RCX);
         }
+        let (instr, used, memory) = match fold(instr, used).filter(|_| e.mode.is64()) {
+            Some(Folded { instr, guest }) => {
+                mark!(RegisterFolded);
+                (instr, Used { any: used.any & !(1 << guest), ..used }, Some(e.slot(guest)))
+            }
+            None => (*instr, used, None),
+        };
         let assignment = assign(used, needs_rcx, &mut pool)?;
-        let bytes = self.encode(instr, &assignment, None)?;
+        let bytes = self.encode(&instr, &assignment, memory)?;
         surround(e, &assignment, &bytes);
         self.give_back(bytes);
         Ok(())
@@ -294,19 +311,22 @@ pub fn operand_size(instr: &Instruction) -> usize {
 }
 
 fn surround(e: &mut Emitter, assignment: &Assignment, bytes: &[u8]) {
-    for (guest, host, _) in &assignment.visits {
-        if *host == Reg::R11 {
+    for &Visit { guest, host, read, .. } in &assignment.visits {
+        if host == Reg::R11 {
             e.release();
         }
-        let value = e.read_guest(*guest, *host);
-        if value != *host {
-            e.asm.mov(Width::W64, *host, value);
+        if !read {
+            continue;
+        }
+        let value = e.read_guest(guest, host);
+        if value != host {
+            e.asm.mov(Width::W64, host, value);
         }
     }
     e.asm.bytes(bytes);
-    for (guest, host, written) in &assignment.visits {
-        if *written {
-            e.write_guest(*guest, *host);
+    for &Visit { guest, host, written, .. } in &assignment.visits {
+        if written {
+            e.write_guest(guest, host);
         }
     }
 }
@@ -314,14 +334,15 @@ fn surround(e: &mut Emitter, assignment: &Assignment, bytes: &[u8]) {
 fn assign(used: Used, rcx_visits: bool, pool: &mut Pool) -> Result<Assignment, Inexpressible> {
     let mut visits = ArrayVec::new();
     for (guest, written) in used.guests() {
+        let read = used.overwritten >> guest & 1 == 0;
         if guest == gpr::RCX {
             if rcx_visits {
                 mark!(RcxVisits);
-                visits.push((gpr::RCX, Reg::RCX, written));
+                visits.push(Visit { guest, host: Reg::RCX, read: true, written });
             }
         } else if regs::home(guest).is_none() {
             mark!(DisplacedRegister);
-            visits.push((guest, pool.pop().ok_or(Inexpressible)?, written));
+            visits.push(Visit { guest, host: pool.pop().ok_or(Inexpressible)?, read, written });
         }
     }
     Ok(Assignment { visits })

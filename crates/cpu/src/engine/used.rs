@@ -11,6 +11,8 @@ pub struct Used {
     pub any: u16,
     /// Those that may be written.
     pub written: u16,
+    /// Those of which nothing is left, and that are not read.
+    pub overwritten: u16,
     /// Whether memory may be written.
     pub memory_written: bool,
 }
@@ -19,13 +21,20 @@ impl Used {
     /// From iced's.
     pub fn of(info: &InstructionInfo) -> Self {
         let mut used = Self::default();
+        let mut kept = 0_u16;
         for register in info.used_registers() {
             let Some(guest) = guest_of(register.register()) else { continue };
             used.any |= 1 << guest;
             use OpAccess::{CondRead, NoMemAccess, Read};
             let written = !matches!(register.access(), Read | CondRead | NoMemAccess);
             used.written |= (written as u16) << guest;
+            let whole = register.access() == OpAccess::Write && register.register().size() == 8;
+            match whole {
+                true => used.overwritten |= 1 << guest,
+                false => kept |= 1 << guest,
+            }
         }
+        used.overwritten &= !kept;
         used.memory_written = info.used_memory().iter().any(|m| {
             use OpAccess::{CondWrite, ReadCondWrite, ReadWrite, Write};
             matches!(m.access(), Write | CondWrite | ReadWrite | ReadCondWrite)
