@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn an_operand_becomes_memory_if_the_instruction_then_does_the_same() {
         use Code::*;
-        // mov rdx, r15; mov r15, rax; cmp r10d, 7; add r14, [no: r14]; test rax, r11; movsx ecx, r10b
+        // mov rdx, r15; mov r15, rax; cmp r10d, 7; add r14, r14; test rax, r11; movsx ecx, r10b
         assert_eq!(folded(&[0x4c, 0x89, 0xfa]), Some((Mov_r64_rm64, 15)));
         assert_eq!(folded(&[0x4c, 0x8b, 0xf8]), Some((Mov_rm64_r64, 15)));
         assert_eq!(folded(&[0x41, 0x83, 0xfa, 7]), Some((Cmp_rm32_imm8, 10)));

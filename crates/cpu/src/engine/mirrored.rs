@@ -33,6 +33,7 @@ const PATIENCE: u8 = 6;
 /// pages, which are next to each other in RAM too.
 const AROUND: u64 = 16;
 const AROUND_IN_LARGE: u64 = 512;
+/// Pages behind those, as far as they are next to each other in RAM.
 const BEHIND: u64 = 256;
 /// Faults that may be had at once, and the instructions that have to retire for each other one.
 const CREDIT: i64 = 4000;

@@ -516,14 +516,15 @@ impl Vcpu {
         let done = match self.decoded(bus, mode, id) {
             Ok((instr, class)) => {
                 let access = matches!(self.blocks.exits[id.0 as usize].kind, ExitKind::Access { .. });
+                let in_mirror = self.string_in_mirror(bus, mode, &instr, budget);
+                if in_mirror.is_none() && self.string_filled(bus, mode, id, &instr) {
+                    mark!(StringFilled);
+                    let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
+                    return Next::Enter(self.blocks.get(block).host_of(insn));
+                }
                 profile::interpreted(instr.mnemonic(), access);
-                match self.string_in_mirror(bus, mode, &instr, budget) {
+                match in_mirror {
                     Some(done) => Ok(done),
-                    None if self.string_filled(bus, mode, id, &instr) => {
-                        mark!(StringFilled);
-                        let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
-                        return Next::Enter(self.blocks.get(block).host_of(insn));
-                    }
                     None => self.interpret_as(bus, &instr, class, budget),
                 }
             }
