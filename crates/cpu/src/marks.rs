@@ -26,6 +26,7 @@ marks! {
     Copied,
     /// Registers without a home are brought to scratch registers and back.
     DisplacedRegister,
+    /// One of them is the instruction's memory operand.
     RegisterFolded,
     /// Two of them, with a memory operand.
     TwoDisplaced,
@@ -77,6 +78,7 @@ marks! {
     MirrorMended,
     /// A repeated string instruction executed at once in the mirror.
     MirrorString,
+    /// One that writes a page paged in a moment ago, which is not mapped for that.
     FreshString,
     /// An instruction of mirrored code gets a check.
     MirrorChecked,
@@ -115,6 +117,7 @@ marks! {
     FastSysret,
     /// MOVS or STOS in translated code.
     StringThunk,
+    /// One tried again where it stands once the TLB knows its pages.
     StringFilled,
     /// A block that ends where another begins.
     RunsIntoAnother,

@@ -214,7 +214,7 @@ impl Vcpu {
     /// Fills the TLB for what a string instruction is about to access that has a thunk, which works only
     /// on what the TLB knows. The first element will be read, then written, so its pages may be walked
     /// to now, in that order. Whether the TLB knows them then, and the thunk can go on.
-    pub(super) fn fill_for_string(&mut self, bus: &mut dyn Bus, mode: Mode, instr: &Instruction) -> bool {
+    fn fill_for_string(&mut self, bus: &mut dyn Bus, mode: Mode, instr: &Instruction) -> bool {
         let Some(shape) = Shape::of(instr).filter(|_| mode.is64()) else { return false };
         let [count, rsi, rdi] = [gpr::RCX, gpr::RSI, gpr::RDI].map(|r| self.state().gpr[r]);
         let whole = |at: u64| at % PAGE_SIZE as u64 + shape.element() <= PAGE_SIZE as u64;
@@ -233,16 +233,14 @@ impl Vcpu {
         &mut self,
         bus: &mut dyn Bus,
         mode: Mode,
-        id: ExitId,
+        (block, k): (BlockId, u8),
         instr: &Instruction,
     ) -> bool {
-        let BlockExit { block, insn, kind } = self.blocks.exits[id.0 as usize];
         self.fill_for_string(bus, mode, instr)
-            && matches!(kind, ExitKind::Interpret { .. })
             && !bus.ram().is_disturbed()
             && !self.groups_stale(block)
             && !self.has_breakpoint_here()
-            && self.may_fill(block, insn)
+            && self.may_fill(block, k)
             && self.last_miss.fills == 1
     }
 

@@ -196,9 +196,10 @@ pub struct Block {
     pub incoming: Incoming,
     /// The first of its exits.
     pub exits: u32,
-    /// The next newer block of the same place at another address, or the newest one's oldest; and the newest has
-    /// how many there are. See [`super::places`].
+    /// The next newer block of the same place at another address, or the newest one's oldest; see
+    /// [`super::places`].
     pub next: BlockId,
+    /// Of the newest block of a place: how many there are.
     pub alike: u8,
     /// How it is copied for other addresses, if it can be.
     pub moves: Option<Moves>,
@@ -277,9 +278,9 @@ pub type PageId = u32;
 /// From here on, identities take four bytes of code each.
 const FIRST_PAGE_ID: PageId = 256;
 /// Blocks of the same place at different addresses: one more takes the place of the oldest, or has it
-/// forgotten. All of them are looked at where one is looked for, and the more there may be, the sooner programs
-/// that start again and again fill the code cache (eleven replays of twelve such programs: 1.02 s with 16, 0.93 s
-/// with 6; in the benchmark's row of them no difference was seen).
+/// forgotten. The more there may be, the sooner programs that start again and again fill the code cache (eleven
+/// replays of twelve such programs: 1.02 s with 16, 0.93 s with 6, when all of them were looked at where one was
+/// looked for; in the benchmark's row of them no difference was seen).
 const ADDRESSES_MAX: usize = 6;
 /// Identities of pages. Programs that start again and again have ever new ones.
 const PAGE_IDS_MAX: usize = 1 << 17;

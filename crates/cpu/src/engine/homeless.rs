@@ -15,7 +15,7 @@
 use super::emit::guest_of;
 use super::regs;
 use super::used::Used;
-use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind};
 
 /// An instruction of which one operand has become memory.
 pub struct Folded {
@@ -69,9 +69,9 @@ fn turn_around(instr: &mut Instruction) -> Option<()> {
             match instr.code() {
                 $(Code::$left => Code::$right, Code::$right => Code::$left,)*
                 Code::Test_rm8_r8 | Code::Test_rm16_r16 | Code::Test_rm32_r32 | Code::Test_rm64_r64 => {
-                    let registers: [Register; 2] = [instr.op0_register(), instr.op1_register()];
-                    instr.set_op0_register(registers[1]);
-                    instr.set_op1_register(registers[0]);
+                    let first = instr.op0_register();
+                    instr.set_op0_register(instr.op1_register());
+                    instr.set_op1_register(first);
                     instr.code()
                 }
                 _ => return None,

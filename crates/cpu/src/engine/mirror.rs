@@ -275,7 +275,7 @@ impl Mirror {
         if self.changes > CHANGES_MAX || self.pages.len() + pages as usize > PAGES_MAX {
             self.clear();
         }
-        if pages == 1 && self.pages.get(&virt).is_some_and(|page| page.index == index) {
+        if pages == 1 && self.holds(virt, index) {
             if !protect(virt, PAGE as usize, rights) {
                 self.clear();
                 return false;

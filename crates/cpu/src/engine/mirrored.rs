@@ -257,10 +257,13 @@ impl Vcpu {
         }
         let element = shape.element();
         let wanted = count.min(budget).min(ITERATIONS_MAX);
+        let readable = |vcpu: &mut Self| match shape.moves() {
+            true => vcpu.tlb.mirror.mapped_from(rsi, wanted * element, false) / element,
+            false => wanted,
+        };
         let possible = |vcpu: &mut Self| {
-            let mut mapped = |at, write| vcpu.tlb.mirror.mapped_from(at, wanted * element, write);
-            let to = mapped(rdi, true);
-            if shape.moves() { mapped(rsi, false).min(to) / element } else { to / element }
+            let writable = vcpu.tlb.mirror.mapped_from(rdi, wanted * element, true) / element;
+            readable(vcpu).min(writable)
         };
         let mut iterations = possible(self);
         if iterations == 0 {
@@ -270,17 +273,11 @@ impl Vcpu {
             let written = self.tlb.mirror.mapped_from(rdi, 1, true) != 0;
             let fresh = self.state().cr2 >> PAGE_SHIFT == rdi >> PAGE_SHIFT;
             if reads && !written && fresh {
-                let readable = if shape.moves() {
-                    self.tlb.mirror.mapped_from(rsi, wanted * element, false)
-                } else {
-                    u64::MAX
-                };
-                return self.string_to_fresh_page(bus, instr, shape, wanted.min(readable / element));
+                let readable = readable(self);
+                return self.string_to_fresh_page(bus, instr, shape, readable);
             }
-            if !reads || !(written || self.mirror_page(bus, rdi, true)) {
-                return None;
-            }
-            if !self.mirroring.on || bus.ram().is_disturbed() {
+            let writes = reads && (written || self.mirror_page(bus, rdi, true));
+            if !writes || !self.mirroring.on || bus.ram().is_disturbed() {
                 return None;
             }
             iterations = possible(self);

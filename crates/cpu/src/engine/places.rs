@@ -7,7 +7,7 @@
 
 use super::blocks::{Block, BlockId, BlockKey, BuildMix};
 use hashbrown::HashTable;
-use std::hash::{BuildHasher, Hasher};
+use std::hash::BuildHasher;
 
 /// See the module's head. The blocks are the caller's.
 pub struct Places {
@@ -22,21 +22,19 @@ impl BlockKey {
         BlockKey { virt: other.virt, ..*self } == *other
     }
 
-    fn place_hash(&self) -> u64 {
+    fn place(&self) -> u64 {
         // Physical addresses have 52 bits at most, modes 21.
         let rest = u64::from(self.mode.0) << 8 | u64::from(self.limit) << 1 | u64::from(self.shares);
-        hash([self.phys ^ rest.rotate_right(12), 0])
+        self.phys ^ rest.rotate_right(12)
+    }
+
+    fn place_hash(&self) -> u64 {
+        BuildMix.hash_one(self.place())
     }
 
     fn hash_of_all(&self) -> u64 {
-        hash([self.place_hash(), self.virt])
+        BuildMix.hash_one((self.place(), self.virt))
     }
-}
-
-fn hash(words: [u64; 2]) -> u64 {
-    let mut hasher = BuildMix.build_hasher();
-    words.into_iter().for_each(|word| hasher.write_u64(word));
-    hasher.finish()
 }
 
 impl Places {

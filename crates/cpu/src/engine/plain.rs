@@ -1,8 +1,8 @@
 //! Instructions that the host executes: copied, or re-encoded with other registers.
 //!
-//! A guest register without a home is loaded into a scratch register around the instruction; the
-//! guest's RCX is renamed to its home, unless the encoding fixes CL/RCX or forbids a REX prefix
-//! (AH, BH, CH, DH), in which case its value visits the host's RCX.
+//! A guest register without a home is an operand in memory (see `homeless`), or in a scratch register for as long
+//! as the instruction takes; the guest's RCX is renamed to its home, unless the encoding fixes CL/RCX or forbids a
+//! REX prefix (AH, BH, CH, DH), in which case its value visits the host's RCX.
 
 use super::asm::{Mem, Reg, Width};
 use super::emit::{Ea, Emitter, guest_of};
@@ -81,7 +81,8 @@ impl Rewriter {
         if !needs_rcx {
             pool.push(Reg::RCX);
         }
-        let (instr, used, memory) = match fold(instr, used).filter(|_| e.mode.is64()) {
+        let folded = if used.any & HOMELESS != 0 { fold(instr, used) } else { None };
+        let (instr, used, memory) = match folded {
             Some(Folded { instr, guest }) => {
                 mark!(RegisterFolded);
                 (instr, Used { any: used.any & !(1 << guest), ..used }, Some(e.slot(guest)))
@@ -338,7 +339,7 @@ fn assign(used: Used, rcx_visits: bool, pool: &mut Pool) -> Result<Assignment, I
         if guest == gpr::RCX {
             if rcx_visits {
                 mark!(RcxVisits);
-                visits.push(Visit { guest, host: Reg::RCX, read: true, written });
+                visits.push(Visit { guest, host: Reg::RCX, read, written });
             }
         } else if regs::home(guest).is_none() {
             mark!(DisplacedRegister);

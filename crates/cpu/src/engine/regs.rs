@@ -3,7 +3,7 @@
 //! ```text
 //!   RAX RDX RBX RSP RBP RSI RDI R8 R9 R12 R13      at home: the host register of the same name
 //!   RCX                                            in host R14
-//!   R10 R11 R14 R15                                in memory (the state's `gpr`), loaded when used
+//!   R10 R11 R14 R15                                in memory (the state's `gpr`); see `homeless`
 //!
 //!   host RCX        scratch; the only register `jrcxz` tests, the only branch without flags
 //!   host R10, R11   scratch; by convention the guest address and the TLB slot, then its addend

@@ -513,16 +513,15 @@ impl Vcpu {
     pub(super) fn interpret_in_block(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId) -> Next {
         let _work = profile::work(Work::Interpret);
         let budget = self.horizon - self.state().retired;
+        let BlockExit { block, insn, kind } = self.blocks.exits[id.0 as usize];
         let done = match self.decoded(bus, mode, id) {
             Ok((instr, class)) => {
-                let access = matches!(self.blocks.exits[id.0 as usize].kind, ExitKind::Access { .. });
                 let in_mirror = self.string_in_mirror(bus, mode, &instr, budget);
-                if in_mirror.is_none() && self.string_filled(bus, mode, id, &instr) {
+                if in_mirror.is_none() && self.string_filled(bus, mode, (block, insn), &instr) {
                     mark!(StringFilled);
-                    let BlockExit { block, insn, .. } = self.blocks.exits[id.0 as usize];
                     return Next::Enter(self.blocks.get(block).host_of(insn));
                 }
-                profile::interpreted(instr.mnemonic(), access);
+                profile::interpreted(instr.mnemonic(), matches!(kind, ExitKind::Access { .. }));
                 match in_mirror {
                     Some(done) => Ok(done),
                     None => self.interpret_as(bus, &instr, class, budget),
@@ -539,7 +538,6 @@ impl Vcpu {
             }
         };
         self.hot().state.retired += retired;
-        let BlockExit { block, insn, kind } = self.blocks.exits[id.0 as usize];
         // The leader of a group has left nothing for the others.
         if matches!(kind, ExitKind::Access { leads: true, .. }) || self.groups_stale(block) {
             return match self.twin(bus, block) {

@@ -29,10 +29,8 @@ impl Used {
             let written = !matches!(register.access(), Read | CondRead | NoMemAccess);
             used.written |= (written as u16) << guest;
             let whole = register.access() == OpAccess::Write && register.register().size() == 8;
-            match whole {
-                true => used.overwritten |= 1 << guest,
-                false => kept |= 1 << guest,
-            }
+            let set = if whole { &mut used.overwritten } else { &mut kept };
+            *set |= 1 << guest;
         }
         used.overwritten &= !kept;
         used.memory_written = info.used_memory().iter().any(|m| {
