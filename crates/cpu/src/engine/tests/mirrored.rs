@@ -217,6 +217,7 @@ fn strings_do_what_they_do_without_a_mirror() {
         (CODE, FAR + 0x100, 0x30),
         (FAR + 8, FAR + 0x2008, 0x1400),
         (FAR + 0x1ff0, FAR + 0x2013, 0x1200),
+        (FAR + 0x2000, FAR + 0x2013, 0x1200),
     ];
     // The third page may have been paged in a moment ago, and written to in this epoch.
     let cases = cases.into_iter().flat_map(|case| [(case, None), (case, Some(false)), (case, Some(true))]);
