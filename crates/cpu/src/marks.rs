@@ -60,10 +60,12 @@ marks! {
     PageClosed,
     /// A copy is held against a translation.
     CopyCompared,
-    /// The oldest of too many blocks of the same bytes at different addresses is forgotten.
+    /// So is what was slid.
+    SlideCompared,
+    /// The oldest of too many sheets of a page is forgotten.
     AddressForgotten,
-    /// In the place of the oldest copy.
-    BlockReused,
+    /// A block is slid to another address.
+    BlockSlid,
     /// An address space is mirrored.
     MirrorAdopted,
     /// It needed too many pages.

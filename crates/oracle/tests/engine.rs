@@ -69,7 +69,6 @@ fn random_programs_do_in_the_engine_what_they_do_on_the_host() {
     // Programs do not reach their page tables; the engine's own tests do.
     let elsewhere = [
         Mark::AddressForgotten,
-        Mark::BlockReused,
         Mark::GroupsStale,
         Mark::FastSyscall,
         Mark::FastSysret,

@@ -19,7 +19,7 @@ use super::classify::Class;
 use super::entered::{CodeAt, is_open};
 use super::hot::{JUMP_ENTRIES, SPREAD, spread};
 use super::moves::Moves;
-use super::places::Places;
+use super::sheets::{CodePage, Keys};
 use crate::marks::mark;
 use base::PAGE_SIZE;
 use iced_x86::Instruction;
@@ -122,11 +122,6 @@ pub struct BlockKey {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct BlockId(pub u32);
 
-impl BlockId {
-    /// None.
-    pub const NONE: BlockId = BlockId(u32::MAX);
-}
-
 /// Index of an exit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ExitId(pub u32);
@@ -196,11 +191,6 @@ pub struct Block {
     pub incoming: Incoming,
     /// The first of its exits.
     pub exits: u32,
-    /// The next newer block of the same place at another address, or the newest one's oldest; see
-    /// [`super::places`].
-    pub next: BlockId,
-    /// Of the newest block of a place: how many there are.
-    pub alike: u8,
     /// How it is copied for other addresses, if it can be.
     pub moves: Option<Moves>,
 }
@@ -277,21 +267,10 @@ pub type PageId = u32;
 
 /// From here on, identities take four bytes of code each.
 const FIRST_PAGE_ID: PageId = 256;
-/// Blocks of the same place at different addresses: one more takes the place of the oldest, or has it
-/// forgotten. The more there may be, the sooner programs that start again and again fill the code cache (eleven
-/// replays of twelve such programs: 1.02 s with 16, 0.93 s with 6, when all of them were looked at where one was
-/// looked for; in the benchmark's row of them no difference was seen).
-const ADDRESSES_MAX: usize = 6;
 /// Identities of pages. Programs that start again and again have ever new ones.
 const PAGE_IDS_MAX: usize = 1 << 17;
 /// Exits linked to a block that are looked through for what is there twice.
 const INCOMING_LOOKED_THROUGH: usize = 64;
-
-struct CodePage {
-    /// One bit per 64 bytes that some block covers.
-    lines: u64,
-    blocks: Vec<BlockId>,
-}
 
 /// All translated code of a vCPU.
 pub struct Blocks {
@@ -301,8 +280,8 @@ pub struct Blocks {
     pub decoded: Vec<(Instruction, Class)>,
     /// Those that no exit has any more.
     free_decoded: Vec<DecodedId>,
-    places: Places,
-    pages: HashMap<u64, CodePage, BuildMix>,
+    pub keys: Keys,
+    pub pages: HashMap<u64, CodePage, BuildMix>,
     page_ids: HashMap<(u64, u64, Mode), PageId, BuildMix>,
     /// For many physical addresses at once, a bit: a block may begin at one of them. Reading a block asks at
     /// each of its instructions.
@@ -332,7 +311,7 @@ impl Blocks {
             exits,
             decoded: Vec::new(),
             free_decoded: Vec::new(),
-            places: Places::new(expected),
+            keys: Keys::new(expected),
             pages: HashMap::default(),
             page_ids: HashMap::default(),
             begins: vec![0; BEGINS / 64].into_boxed_slice(),
@@ -369,12 +348,14 @@ impl Blocks {
 
     /// The block of that key.
     pub fn find(&self, key: &BlockKey) -> Option<BlockId> {
-        self.places.find(&self.list, key)
+        self.keys.find(&self.list, key)
     }
 
     /// The newest block of that key but for the address.
     pub fn at_any_address(&self, key: &BlockKey) -> Option<BlockId> {
-        self.places.newest(&self.list, key)
+        let offset = key.virt % PAGE_SIZE as u64;
+        let mut places = self.pages.get(&(key.phys >> 12))?.places(key.mode);
+        places.find_map(|page| self.find(&BlockKey { virt: page << 12 | offset, ..*key }))
     }
 
     /// The block that an exit belongs to.
@@ -419,38 +400,31 @@ impl Blocks {
         let id = self.next_id();
         self.next = ((block.end + OUT + 15) & !15) - OUT;
         self.next_cold = block.cold_end;
-        for number in [Some(block.key.phys >> 12), block.second_page].into_iter().flatten() {
-            let page = self.pages.entry(number).or_insert_with(|| CodePage { lines: 0, blocks: Vec::new() });
+        let number = block.key.phys >> 12;
+        let page = self.pages.entry(number).or_default();
+        let (offset, len) = block.covered(number);
+        page.lines |= lines(offset, len);
+        page.sheet(block.key.virt >> 12, block.key.mode).blocks.push(id);
+        if let Some(number) = block.second_page {
+            let page = self.pages.entry(number).or_default();
             let (offset, len) = block.covered(number);
             page.lines |= lines(offset, len);
-            page.blocks.push(id);
+            page.reaching.push(id);
         }
         let bit = begin_bit(block.key.phys);
         self.begins[bit / 64] |= 1 << (bit % 64);
         self.list.push(block);
-        self.places.add(&mut self.list, id);
+        self.keys.add(&self.list, id);
         id
     }
 
-    /// The oldest block of the key's place, if there are as many as may be at different addresses.
-    pub fn oldest(&self, key: &BlockKey) -> Option<BlockId> {
-        let (oldest, count) = self.places.oldest(&self.list, key)?;
-        (count >= ADDRESSES_MAX).then_some(oldest)
-    }
-
-    /// Forgets the oldest block of the key's place, if there are too many at different addresses.
+    /// Forgets the oldest sheet of the key's page, if there are too many.
     pub fn make_room_at(&mut self, arena: &mut Arena, key: &BlockKey) {
-        if let Some(oldest) = self.oldest(key) {
+        let Some(page) = self.pages.get_mut(&(key.phys >> 12)) else { return };
+        if let Some(oldest) = page.too_old(key.virt >> 12, key.mode) {
             mark!(AddressForgotten);
-            self.forget(arena, oldest);
+            page.take(oldest, key.mode).into_iter().for_each(|id| self.forget(arena, id));
         }
-    }
-
-    /// Puts a block in the place of `id`, which was for the same guest bytes and has been forgotten.
-    pub fn replace(&mut self, id: BlockId, block: Block) {
-        debug_assert!(!self.get(id).live && self.get(id).key.phys == block.key.phys);
-        self.list[id.0 as usize] = block;
-        self.places.add(&mut self.list, id);
     }
 
     /// Makes exit `from` (a direct jump) go straight to block `to`.
@@ -482,13 +456,9 @@ impl Blocks {
         DecodedId(self.decoded.len() as u32 - 1)
     }
 
-    /// Puts an exit in the place of another one, or at the end.
+    /// Puts an exit in the place of another one.
     pub fn put_exit(&mut self, at: u32, exit: Exit) {
-        let Some(old) = self.exits.get_mut(at as usize) else {
-            self.exits.push(exit);
-            return;
-        };
-        let old = std::mem::replace(old, exit);
+        let old = std::mem::replace(&mut self.exits[at as usize], exit);
         if let ExitKind::Interpret { decoded } | ExitKind::Access { decoded, .. } = old.kind
             && decoded != DecodedId::NONE
         {
@@ -513,21 +483,20 @@ impl Blocks {
         if code.lines & lines(offset, len) == 0 {
             return false;
         }
-        let list = &mut self.list;
-        let mut gone = Vec::new();
-        code.lines = 0;
-        code.blocks.retain(|id| {
+        let list = &self.list;
+        let (mut gone, mut left) = (Vec::new(), 0);
+        let empty = code.retain(|id| {
             let b = &list[id.0 as usize];
             let (first, covered) = b.covered(page);
             let hit = first < offset + len && offset < first + covered;
             if hit {
-                gone.push(*id);
+                gone.push(id);
             } else if b.live {
-                code.lines |= lines(first, covered);
+                left |= lines(first, covered);
             }
             !hit && b.live
         });
-        let empty = code.blocks.is_empty();
+        code.lines = left;
         if empty {
             self.pages.remove(&page);
         }
@@ -559,7 +528,7 @@ impl Blocks {
             return;
         }
         block.live = false;
-        self.places.remove(&mut self.list, id);
+        self.keys.remove(&self.list, id);
         for exit in std::mem::take(&mut self.list[id.0 as usize].incoming) {
             self.unlink(arena, exit);
         }
@@ -567,7 +536,7 @@ impl Blocks {
     }
 
     /// Makes a jump lead out of translated code again.
-    fn unlink(&self, arena: &mut Arena, exit: ExitId) {
+    pub fn unlink(&self, arena: &mut Arena, exit: ExitId) {
         mark!(Unlinked);
         match self.exits[exit.0 as usize].kind {
             ExitKind::Branch { field, stub, .. } => arena.patch_jump(field, stub),
@@ -579,24 +548,29 @@ impl Blocks {
     /// Undoes what leads from other pages to blocks that are entered without looking: they are not to be
     /// entered unless they are found anew.
     pub fn close_page(&mut self, arena: &mut Arena, (virt_page, phys_page): CodeAt) {
-        let ids = self.pages.get(&phys_page).map(|code| code.blocks.clone()).unwrap_or_default();
+        let Some(code) = self.pages.get(&phys_page) else { return };
+        let at = |virt: u64, mode: Mode| virt >> 12 == virt_page && is_open(mode, virt);
+        let sheets = code.sheets().iter().filter(|sheet| at(sheet.virt_page << 12, sheet.mode));
+        let ids: Vec<BlockId> = sheets.flat_map(|sheet| sheet.blocks.iter().copied()).collect();
         for id in ids {
-            let block = &mut self.list[id.0 as usize];
-            let at = |key: &BlockKey| key.virt >> 12 == virt_page && is_open(key.mode, key.virt);
-            if !block.live || !at(&block.key) {
-                continue;
+            if self.get(id).live {
+                mark!(PageClosed);
+                self.part(arena, id, |source| at(source.virt, source.mode));
+                self.leave_jump_caches(arena, id);
             }
-            mark!(PageClosed);
-            let incoming = std::mem::take(&mut block.incoming);
-            let (inside, outside): (Incoming, Incoming) =
-                incoming.into_iter().partition(|exit| at(&self.source_of(*exit)));
-            outside.into_iter().for_each(|exit| self.unlink(arena, exit));
-            self.list[id.0 as usize].incoming = inside;
-            self.leave_jump_caches(arena, id);
         }
     }
 
-    fn leave_jump_caches(&self, arena: &Arena, id: BlockId) {
+    /// Undoes what leads to a block from others than these.
+    pub fn part(&mut self, arena: &mut Arena, id: BlockId, stays: impl Fn(&BlockKey) -> bool) {
+        let incoming = std::mem::take(&mut self.list[id.0 as usize].incoming);
+        let (inside, outside): (Incoming, Incoming) =
+            incoming.into_iter().partition(|exit| stays(&self.source_of(*exit)));
+        outside.into_iter().for_each(|exit| self.unlink(arena, exit));
+        self.list[id.0 as usize].incoming = inside;
+    }
+
+    pub fn leave_jump_caches(&self, arena: &Arena, id: BlockId) {
         let block = self.get(id);
         let checked = block.checked as u64;
         let slot = block.key.virt as usize % JUMP_ENTRIES;
@@ -637,7 +611,7 @@ impl Blocks {
         self.exits.clear();
         self.decoded.clear();
         self.free_decoded.clear();
-        self.places.clear();
+        self.keys.clear();
         self.page_ids.clear();
         self.begins.fill(0);
         (self.next, self.next_cold) = (self.start, self.cold);

@@ -10,14 +10,13 @@
 //! direct jumps are copied at once, and linked; a program that starts would leave translated code at each
 //! of these jumps.
 //!
-//! Where a block is there for several addresses already, the copy takes the place of the oldest, which is of the
-//! same size: programs that start again and again do not fill the code cache.
+//! Where a page has been translated for several addresses already, nothing is copied: all its blocks for one of these go
+//! to the new one (see [`super::slides`]), and programs that start again and again do not fill the code cache.
 //!
 //! What translation decides by the address itself need not come out the same in a copy. So only whole blocks
 //! of 64-bit programs are copied; blocks of mirrored code only if their addresses can be claimed, and if
 //! none of their instructions is to be checked there; and none while a debugger has breakpoints.
-//! [`Vcpu::compare_copies`] has blocks translated from scratch where their copies stand, and compares every
-//! byte; the oracle's tests do that with all blocks of theirs.
+//! The oracle's tests hold all of their blocks' copies against translations (see [`super::compare`]).
 
 use super::arena::Arena;
 use super::blocks::{
@@ -26,12 +25,10 @@ use super::blocks::{
 use super::hot::{CODE_SLOTS, Field, TLB_ENTRIES, code_slot};
 use super::mirror::Mirror;
 use super::moves::{Kind, Moves, is_movable};
-use super::translate::{Place, Surroundings};
 use super::vcpu::Vcpu;
 use crate::marks::mark;
-use base::{GuestPhys, PAGE_SIZE};
-use memory::Ram;
-use std::collections::{BTreeSet, HashSet};
+use base::PAGE_SIZE;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Blocks copied together.
@@ -39,15 +36,15 @@ const TOGETHER_MAX: usize = 48;
 /// What an address has beyond its page's.
 const OFFSET: u64 = PAGE_SIZE as u64 - 1;
 
-/// What a copy in mirrored code has to ask for.
-struct Permits<'a> {
-    mirror: &'a mut Mirror,
+/// What blocks of mirrored code at other addresses have to ask for.
+pub(super) struct Permits<'a> {
+    pub mirror: &'a mut Mirror,
     /// Instructions that are translated with a check.
-    checked: &'a HashSet<u64>,
+    pub checked: &'a HashSet<u64>,
 }
 
 impl Permits<'_> {
-    fn allow(&mut self, block: &Block, moves: &Moves, arena: &Arena, slide: u64) -> bool {
+    pub fn allow(&mut self, block: &Block, moves: &Moves, arena: &Arena, slide: u64) -> bool {
         if !block.key.mode.has(Mode::MIRRORED) {
             return true;
         }
@@ -65,7 +62,8 @@ impl Permits<'_> {
 }
 
 /// By how much a block's parts are away from their copies.
-struct Distance {
+#[derive(Default)]
+pub(super) struct Distance {
     code: u32,
     cold: u32,
     /// Where cold parts begin.
@@ -101,20 +99,11 @@ impl Blocks {
         if !permits.allow(block, &moves, arena, slide) {
             return None;
         }
-        // Copies of one another have their instructions in common, and are of one size.
-        let alike = |old: &BlockId| *old != id && Arc::ptr_eq(&self.get(*old).insns, &block.insns);
-        let reused = self.oldest(&key).filter(alike);
-        let (new, [to, to_cold], first_exit) = match reused {
-            Some(old) => {
-                mark!(BlockReused);
-                self.forget(arena, old);
-                (old, self.starts_of(old), self.get(old).exits)
-            }
-            None if self.has_room() => {
-                (self.next_id(), self.next_addresses().into(), self.exits.len() as u32)
-            }
-            None => return None,
-        };
+        if !self.has_room() {
+            return None;
+        }
+        let (to, to_cold) = self.next_addresses();
+        let (new, first_exit) = (self.next_id(), self.exits.len() as u32);
         let block = self.get(id);
         let [start, cold] = self.starts_of(id);
         let exits = self.exits_of(id);
@@ -135,8 +124,6 @@ impl Blocks {
             insns: Arc::clone(&block.insns),
             second_page: None,
             live: true,
-            next: BlockId::NONE,
-            alike: 0,
             exits: first_exit,
             incoming: Incoming::new(),
             moves: Some(moves.clone()),
@@ -145,19 +132,12 @@ impl Blocks {
         let mut mend = Mend { arena, distance: &distance, key: &key, slide, page_id };
         moves.code().for_each(|(at, kind)| mend.field(to + at, distance.code, kind));
         moves.cold().for_each(|(at, kind)| mend.field(to_cold + at, distance.cold, kind));
-        for (nth, exit) in exits.enumerate() {
+        for exit in exits {
             let Exit { insn, kind, .. } = self.exits[exit as usize];
-            let exit = Exit { block: new, insn, kind: mend.exit(kind) };
-            self.put_exit(first_exit + nth as u32, exit);
+            self.exits.push(Exit { block: new, insn, kind: mend.exit(kind) });
         }
         mark!(BlockCopied);
-        match reused {
-            Some(old) => self.replace(old, copy),
-            None => {
-                self.add(copy);
-            }
-        }
-        Some(new)
+        Some(self.add(copy))
     }
 
     /// The block that an exit jumps to, if it is on the same page, and its key.
@@ -173,24 +153,24 @@ impl Blocks {
     }
 
     /// Where a block's code and its cold part begin.
-    fn starts_of(&self, id: BlockId) -> [u32; 2] {
+    pub(super) fn starts_of(&self, id: BlockId) -> [u32; 2] {
         [self.get(id).checked - OUT, self.cold_start(id)]
     }
 }
 
-/// Mends what has been copied.
-struct Mend<'a> {
-    arena: &'a mut Arena,
-    distance: &'a Distance,
+/// Mends what has been copied, or slid.
+pub(super) struct Mend<'a> {
+    pub arena: &'a mut Arena,
+    pub distance: &'a Distance,
     /// Of the copy.
-    key: &'a BlockKey,
-    slide: u64,
-    page_id: PageId,
+    pub key: &'a BlockKey,
+    pub slide: u64,
+    pub page_id: PageId,
 }
 
 impl Mend<'_> {
     /// The field at `at`, whose part has moved by `moved`.
-    fn field(&mut self, at: u32, moved: u32, kind: Kind) {
+    pub fn field(&mut self, at: u32, moved: u32, kind: Kind) {
         let old = u32::from_le_bytes(self.arena.code_at(at, 4).try_into().expect("four bytes"));
         let outside = old.wrapping_sub(moved);
         let new = match kind {
@@ -224,7 +204,7 @@ impl Mend<'_> {
     }
 
     /// A way out, linked to nothing.
-    fn exit(&mut self, mut kind: ExitKind) -> ExitKind {
+    pub fn exit(&mut self, mut kind: ExitKind) -> ExitKind {
         match &mut kind {
             ExitKind::Branch { target, field, stub, .. } => {
                 *target = target.wrapping_add(self.slide);
@@ -251,6 +231,9 @@ impl Vcpu {
     pub(super) fn copied(&mut self, key: BlockKey) -> Option<BlockId> {
         if !is_movable(&key) || !self.debugging.breakpoints.is_empty() {
             return None;
+        }
+        if let Some(slid) = self.slid(&key) {
+            return Some(slid);
         }
         let from = self.blocks.at_any_address(&key)?;
         let page_id = self.blocks.page_id(key.virt >> 12, key.phys >> 12, key.mode);
@@ -279,93 +262,10 @@ impl Vcpu {
         Some(first)
     }
 
-    fn copy(&mut self, from: BlockId, key: BlockKey, page_id: PageId) -> Option<BlockId> {
+    pub(super) fn copy(&mut self, from: BlockId, key: BlockKey, page_id: PageId) -> Option<BlockId> {
         let mut permits = Permits { mirror: &mut self.tlb.mirror, checked: &self.mirroring.checked };
         let copy = self.blocks.copy(&mut self.arena, from, key, page_id, &mut permits)?;
         self.statistics.blocks_copied += 1;
         Some(copy)
-    }
-
-    /// For tests: copies each block from the `from`th on that can be to another address, and has it translated
-    /// there as well. Returns where to go on, once there are more blocks.
-    ///
-    /// # Errors
-    /// The first copy that is another block than that.
-    pub fn compare_copies(&mut self, ram: &Ram, from: usize) -> Result<usize, String> {
-        const SLIDE: u64 = 0x3_2101_3000;
-        let all = self.blocks.list.len();
-        let from = if from <= all { from } else { 0 };
-        for id in (from as u32..all as u32).map(BlockId) {
-            let block = self.blocks.get(id);
-            let key = BlockKey { virt: block.key.virt.wrapping_add(SLIDE), ..block.key };
-            // What of it is checked was decided when it was translated.
-            let checked = (0..block.count).any(|k| self.mirroring.checked.contains(&block.virt_of(k)));
-            if !block.live || block.moves.is_none() || !is_movable(&key) || checked {
-                continue;
-            }
-            let page_id = self.blocks.page_id(key.virt >> 12, key.phys >> 12, key.mode);
-            let Some(copy) = self.copy(id, key, page_id) else { continue };
-            mark!(CopyCompared);
-            self.compare_copy(ram, copy, page_id)?;
-            self.blocks.forget(&mut self.arena, copy);
-        }
-        Ok(self.blocks.list.len())
-    }
-
-    fn compare_copy(&mut self, ram: &Ram, copy: BlockId, page_id: PageId) -> Result<(), String> {
-        let block = self.blocks.get(copy);
-        let key = block.key;
-        let [start, cold] = self.blocks.starts_of(copy);
-        let place = Place {
-            origin: start,
-            cold,
-            base: self.arena.base(),
-            thunks: self.thunks,
-            block: copy,
-            page_id,
-            second: None,
-        };
-        let page = ram.page_index(GuestPhys(key.phys)).ok_or("a block of no RAM")?;
-        let bytes = ram.page_bytes(page);
-        let mut around = Elsewhere(&mut self.tlb.mirror);
-        self.translator.read(key, bytes, block.count, &BTreeSet::new(), &mut around);
-        let mut exits = self.blocks.exits[..block.exits as usize].to_vec();
-        let (fresh, code, cold_code) = self.translator.block(key, bytes, place, &mut exits);
-        let same_code = self.arena.code_at(start, (block.end - start) as usize) == code
-            && self.arena.code_at(cold, (block.cold_end - cold) as usize) == cold_code;
-        let range = self.blocks.exits_of(copy);
-        let same_exits =
-            self.blocks.exits[range.start as usize..range.end as usize] == exits[range.start as usize..];
-        let shape = |b: &Block| {
-            (b.count, b.entry, b.checked, b.end, b.cold_end, b.first, b.bytes, b.grouped, b.moves.clone())
-        };
-        for (what, same) in [
-            ("code", same_code),
-            ("exits", same_exits),
-            ("shape", shape(block) == shape(&fresh)),
-            ("instructions", block.insns == fresh.insns),
-        ] {
-            if !same {
-                return Err(format!("a copy's {what} differ: {key:x?}, of {} instructions", block.count));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What surrounds a block translated to be compared with a copy.
-struct Elsewhere<'a>(&'a mut Mirror);
-
-impl Surroundings for Elsewhere<'_> {
-    fn begins_block(&self, _: usize) -> bool {
-        false
-    }
-
-    fn is_checked(&self, _: u64) -> bool {
-        false
-    }
-
-    fn claims(&mut self, virt: u64) -> bool {
-        self.0.claim(virt)
     }
 }

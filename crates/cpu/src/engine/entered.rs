@@ -42,6 +42,11 @@ impl Entered {
         }
     }
 
+    /// Whether code of a physical page may be entered at a virtual one.
+    pub fn is_at(&self, virt_page: u64, phys_page: u64) -> bool {
+        self.pages.get(&virt_page) == Some(&phys_page)
+    }
+
     /// So many virtual pages are dropped.
     pub fn leave(&mut self, first: u64, pages: u64) {
         if self.pages.is_empty() {

@@ -31,6 +31,7 @@
 //! a program ends. So pages dropped are *stale* at first: they are unmapped together before a program runs
 //! again ([`Mirror::unmap_stale`]), or with everything else, if that program never does.
 
+use super::blocks::BuildMix;
 use super::entered::Entered;
 use crate::marks::mark;
 use memory::Ram;
@@ -117,7 +118,7 @@ pub struct Mirror {
     /// Chunks that nothing of ours can come to.
     reserved: HashSet<u64>,
     /// Whether a chunk could be claimed.
-    claimed: HashMap<u64, bool>,
+    claimed: HashMap<u64, bool, BuildMix>,
 }
 
 /// The guard's pages; whoever has it has the mirror.

@@ -7,9 +7,9 @@
 //! | `thunks`, `signals`, `x87` | crossing between Rust and translated code |
 //! | `asm`, `emit`, `plain`, `strings`, `privileged`, `fast_calls`, `translate`, `classify` | the translator |
 //! | `mirror`, `mirrored` | programs' memory at their own addresses in this process, without checks |
-//! | `moves`, `copies` | blocks copied for programs that have the same pages elsewhere |
+//! | `moves`, `copies`, `slides`, `compare` | blocks copied or slid for programs that have the same pages elsewhere |
 //! | `groups`, `used` | which accesses share a check, and what instructions use |
-//! | `blocks`, `tlb`, `spaces`, `tables`, `writers` | what is cached, and when it is dropped |
+//! | `blocks`, `sheets`, `tlb`, `spaces`, `tables`, `writers` | what is cached, and when it is dropped |
 //! | `entered` | code that is entered without looking at its page |
 //! | `run`, `find`, `access`, `interpret`, `flow`, `bounce` | the loop, TLB misses, and executing one instruction from Rust |
 //! | `contexts` | several processors on one engine |
@@ -22,6 +22,7 @@ mod asm;
 mod blocks;
 mod bounce;
 mod classify;
+mod compare;
 mod contexts;
 mod copies;
 mod debugging;
@@ -37,13 +38,14 @@ mod interpret;
 mod mirror;
 mod mirrored;
 mod moves;
-mod places;
 mod plain;
 mod privileged;
 pub mod profile;
 mod regs;
 mod run;
+mod sheets;
 mod signals;
+mod slides;
 mod spaces;
 mod strings;
 mod tables;

@@ -347,12 +347,17 @@ impl Vcpu {
         }
     }
 
-    /// Tells translated code what it may not ask the bus itself.
-    fn prepare_entry(&mut self, bus: &mut dyn Bus) {
-        let horizon = self.horizon;
+    /// Undoes what leads to pages of code that have been dropped.
+    pub(super) fn close_left(&mut self) {
         for left in self.tlb.take_left() {
             self.blocks.close_page(&mut self.arena, left);
         }
+    }
+
+    /// Tells translated code what it may not ask the bus itself.
+    fn prepare_entry(&mut self, bus: &mut dyn Bus) {
+        let horizon = self.horizon;
+        self.close_left();
         if self.state().cpl == 3 {
             self.tlb.mirror.unmap_stale();
         }

@@ -90,6 +90,11 @@ impl Spaces {
         Some(space.generation[kind as usize]).filter(|generation| *generation != 0)
     }
 
+    /// Whether a space has this generation, so that its entries of a kind are good.
+    pub fn is_good(&self, generation: u64, kind: Kind) -> bool {
+        self.list.iter().any(|space| space.generation[kind as usize] == generation)
+    }
+
     /// Makes a space the current one; the kinds of tables to be wiped, if numbers ran out.
     pub fn enter(&mut self, root: u64) -> Vec<Kind> {
         self.current = match self.list.iter().position(|space| space.root == root) {

@@ -357,6 +357,29 @@ impl Tlb {
         }
     }
 
+    /// Whether code of a physical page may be running, or be entered without being found anew, at a virtual
+    /// page.
+    pub fn runs_code(&self, arena: &Arena, mode: Mode, virt_page: u64, phys_page: u64) -> bool {
+        let (set, slot) = (mode.set(), code_slot(virt_page));
+        let side = self.sets[set].code[slot];
+        let shown = hot(arena).sets[set].code_page[slot] != 0
+            && (side.virt_page, side.phys_page) == (virt_page, phys_page);
+        let virt = virt_page << 12;
+        let entered = if is_upper(virt) { &self.entered } else { &self.mirror.entered };
+        shown || is_open(mode, virt) && entered.is_at(virt_page, phys_page)
+    }
+
+    /// Whether an address space is known to have a physical page at a virtual one, so that a program may come
+    /// back to it.
+    pub fn knows_code(&self, mode: Mode, virt_page: u64, phys_page: u64) -> bool {
+        (0..SPILL_WAYS).any(|way| {
+            let entry = self.code[code_entry(virt_page, way)];
+            entry.key >> 12 == virt_page
+                && (entry.phys_page, entry.set as usize) == (phys_page, mode.set())
+                && self.spaces.is_good(entry.key & 0xfff, Kind::Code)
+        })
+    }
+
     /// Pages at which code may not be entered any more unless it is found anew.
     pub fn take_left(&mut self) -> Vec<CodeAt> {
         let mut left = self.entered.take_left();

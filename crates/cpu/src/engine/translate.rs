@@ -211,8 +211,6 @@ impl Translator {
             live: true,
             incoming: Incoming::new(),
             exits: first_exit,
-            next: BlockId::NONE,
-            alike: 0,
             moves,
         };
         (block, code, cold)

@@ -83,6 +83,8 @@ pub struct Statistics {
     pub blocks_translated: u64,
     /// Blocks copied for another address.
     pub blocks_copied: u64,
+    /// Blocks slid to another address.
+    pub blocks_slid: u64,
     pub cache_flushes: u64,
     pub interpreted: u64,
 }

@@ -90,6 +90,7 @@ fn since(now: &Statistics, before: &Statistics) -> Statistics {
         tlb_fills: now.tlb_fills - before.tlb_fills,
         blocks_translated: now.blocks_translated - before.blocks_translated,
         blocks_copied: now.blocks_copied - before.blocks_copied,
+        blocks_slid: now.blocks_slid - before.blocks_slid,
         cache_flushes: now.cache_flushes - before.cache_flushes,
         interpreted: now.interpreted - before.interpreted,
     }
@@ -167,6 +168,7 @@ fn report(profile: &Profile, statistics: &Statistics, instructions: u64, names: 
         ("instructions from Rust", statistics.interpreted),
         ("blocks translated", statistics.blocks_translated),
         ("blocks copied for another address", statistics.blocks_copied),
+        ("blocks slid to another address", statistics.blocks_slid),
         ("flushes of the code cache", statistics.cache_flushes),
     ] {
         let _ = writeln!(text, "{:10.2}  {what} ({count})", count as f64 / million);

@@ -89,7 +89,7 @@ fn run(mut guest: Guest, addresses: &[u64], interpret: bool) -> impl PartialEq +
 fn copies_do_at_every_address_what_rust_does_there() {
     let expected = run(program(code), &FAR, true);
     assert!(run(program(code), &FAR, false) == expected, "with a TLB");
-    let counts = [Mark::BlockCopied, Mark::BlockReused, Mark::CopyCompared].map(count);
+    let counts = [Mark::BlockCopied, Mark::BlockSlid, Mark::CopyCompared, Mark::SlideCompared].map(count);
     assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
     let before = count(Mark::BlockCopied);
     assert!(run(mirrored(code), &FAR, false) == expected, "mirrored");
@@ -103,7 +103,7 @@ fn what_cannot_be_copied_is_forgotten_where_it_is_for_too_many_addresses() {
     assert!(count(Mark::AddressForgotten) > 0);
 }
 
-/// Copies take the places of older ones, and so do their exits and what these keep.
+/// Sheets go from one to the next, with their exits and what these keep.
 #[test]
 fn programs_that_start_again_and_again_do_not_grow_what_is_kept() {
     let mut guest = program(|a| {
@@ -129,5 +129,5 @@ fn programs_that_start_again_and_again_do_not_grow_what_is_kept() {
         kept.push([blocks.list.len(), blocks.exits.len(), blocks.decoded.len()]);
     }
     assert_eq!(kept[100], kept[199]);
-    assert!(guest.cpu.statistics.blocks_copied > 150);
+    assert!(guest.cpu.statistics.blocks_slid > 150);
 }

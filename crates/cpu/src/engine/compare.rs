@@ -1,0 +1,146 @@
+//! For tests: what has been copied or slid to another address is what a translation there is.
+
+use super::blocks::{Block, BlockId, BlockKey, ExitId, ExitKind, PageId};
+use super::mirror::Mirror;
+use super::moves::is_movable;
+use super::translate::{Place, Surroundings};
+use super::vcpu::Vcpu;
+use crate::marks::mark;
+use base::GuestPhys;
+use memory::Ram;
+use std::collections::BTreeSet;
+
+/// How far blocks are copied, and sheets slid, in bytes: not a number of chunks of the mirror.
+const SLIDE: u64 = 0x3_2101_3000;
+
+impl Vcpu {
+    /// Copies each block from the `from`th on that can be to another address, and slides each sheet that one of them is
+    /// on; has what is there then translated as well. Returns where to go on, once there are more blocks.
+    ///
+    /// # Errors
+    /// The first that is another block than its translation.
+    pub fn compare_copies(&mut self, ram: &Ram, from: usize) -> Result<usize, String> {
+        let all = self.blocks.list.len();
+        let from = if from <= all { from } else { 0 };
+        let ids = (from as u32..all as u32).map(BlockId);
+        for id in ids.clone().filter(|id| self.is_comparable(*id)).collect::<Vec<_>>() {
+            let key = self.slid_key(id);
+            let page_id = self.blocks.page_id(key.virt >> 12, key.phys >> 12, key.mode);
+            let Some(copy) = self.copy(id, key, page_id) else { continue };
+            mark!(CopyCompared);
+            self.compare(ram, copy, page_id)?;
+            self.blocks.forget(&mut self.arena, copy);
+        }
+        let mut done = BTreeSet::new();
+        for id in ids {
+            let key = self.slid_key(id);
+            if self.is_comparable(id) && done.insert((key.phys >> 12, key.virt >> 12, key.mode.0)) {
+                self.compare_sheet(ram, id, key)?;
+                done.insert((key.phys >> 12, self.slid_key(id).virt >> 12, key.mode.0));
+            }
+        }
+        Ok(self.blocks.list.len())
+    }
+
+    fn slid_key(&self, id: BlockId) -> BlockKey {
+        let key = self.blocks.get(id).key;
+        BlockKey { virt: key.virt.wrapping_add(SLIDE), ..key }
+    }
+
+    /// What of a block is checked was decided when it was translated.
+    fn is_comparable(&self, id: BlockId) -> bool {
+        let block = self.blocks.get(id);
+        let checked = |virt| self.mirroring.checked.contains(&virt);
+        block.live
+            && block.moves.is_some()
+            && is_movable(&self.slid_key(id))
+            && !(0..block.count).any(|k| checked(block.virt_of(k)))
+    }
+
+    /// Slides the sheet of block `id` to `key`'s page.
+    fn compare_sheet(&mut self, ram: &Ram, id: BlockId, key: BlockKey) -> Result<(), String> {
+        let from = self.blocks.get(id).key.virt >> 12;
+        let sheet = self.blocks.pages[&(key.phys >> 12)].sheets();
+        let mut sheet =
+            sheet.iter().find(|sheet| (sheet.virt_page, sheet.mode) == (from, key.mode)).into_iter();
+        let movable = |id: &BlockId| self.blocks.get(*id).live && self.blocks.get(*id).moves.is_some();
+        if sheet.any(|sheet| sheet.blocks.iter().any(|id| movable(id) && !self.is_comparable(*id))) {
+            return Ok(());
+        }
+        self.close_left();
+        self.blocks.close_page(&mut self.arena, (from, key.phys >> 12));
+        for id in self.slide(&key, from) {
+            mark!(SlideCompared);
+            self.unlink_all(id);
+            let page_id = self.blocks.page_id(key.virt >> 12, key.phys >> 12, key.mode);
+            self.compare(ram, id, page_id)?;
+        }
+        Ok(())
+    }
+
+    /// A translation is not linked yet.
+    fn unlink_all(&mut self, id: BlockId) {
+        for exit in self.blocks.exits_of(id).map(ExitId) {
+            if matches!(self.blocks.exits[exit.0 as usize].kind, ExitKind::Branch { .. }) {
+                self.blocks.unlink(&mut self.arena, exit);
+            }
+        }
+    }
+
+    fn compare(&mut self, ram: &Ram, copy: BlockId, page_id: PageId) -> Result<(), String> {
+        let block = self.blocks.get(copy);
+        let key = block.key;
+        let [start, cold] = self.blocks.starts_of(copy);
+        let place = Place {
+            origin: start,
+            cold,
+            base: self.arena.base(),
+            thunks: self.thunks,
+            block: copy,
+            page_id,
+            second: None,
+        };
+        let page = ram.page_index(GuestPhys(key.phys)).ok_or("a block of no RAM")?;
+        let bytes = ram.page_bytes(page);
+        let mut around = Elsewhere(&mut self.tlb.mirror);
+        self.translator.read(key, bytes, block.count, &BTreeSet::new(), &mut around);
+        let mut exits = self.blocks.exits[..block.exits as usize].to_vec();
+        let (fresh, code, cold_code) = self.translator.block(key, bytes, place, &mut exits);
+        let same_code = self.arena.code_at(start, (block.end - start) as usize) == code
+            && self.arena.code_at(cold, (block.cold_end - cold) as usize) == cold_code;
+        let range = self.blocks.exits_of(copy);
+        let same_exits =
+            self.blocks.exits[range.start as usize..range.end as usize] == exits[range.start as usize..];
+        let shape = |b: &Block| {
+            (b.count, b.entry, b.checked, b.end, b.cold_end, b.first, b.bytes, b.grouped, b.moves.clone())
+        };
+        for (what, same) in [
+            ("code", same_code),
+            ("exits", same_exits),
+            ("shape", shape(block) == shape(&fresh)),
+            ("instructions", block.insns == fresh.insns),
+        ] {
+            if !same {
+                return Err(format!("{what} differ: {key:x?}, of {} instructions", block.count));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What surrounds a block translated to be compared with a copy.
+struct Elsewhere<'a>(&'a mut Mirror);
+
+impl Surroundings for Elsewhere<'_> {
+    fn begins_block(&self, _: usize) -> bool {
+        false
+    }
+
+    fn is_checked(&self, _: u64) -> bool {
+        false
+    }
+
+    fn claims(&mut self, virt: u64) -> bool {
+        self.0.claim(virt)
+    }
+}

@@ -1,0 +1,143 @@
+//! Sheets slid to other addresses.
+//!
+//! A program that starts anew comes to the pages of its files at addresses of its own. What has been translated of a
+//! page for the one before, which has ended, is what it needs: so the blocks stay where they are in the code
+//! cache, and only what follows from their addresses is mended (see [`super::moves`]). Jumps between them
+//! remain linked, and the code cache does not fill.
+//!
+//! Nothing may lead to a sheet from elsewhere when it is slid, nor out of it to where the program before had
+//! something: links from and to other pages are undone, and its blocks leave the jump caches (code that is entered without
+//! looking has left them when its page was closed). The sheet has another identity, as
+//! translations cached for other address spaces may know the one before.
+//!
+//! Which sheet is taken, and whether one is, [`super::sheets`] decides. Blocks that cannot be at any address are
+//! forgotten.
+
+use super::arena::Arena;
+use super::blocks::{BlockId, BlockKey, Blocks, Exit, ExitKind, PageId};
+use super::copies::{Distance, Mend, Permits};
+use super::entered::is_open;
+use super::moves::{Kind, is_movable};
+use super::sheets::Use;
+use super::vcpu::Vcpu;
+use crate::marks::mark;
+
+/// Where a sheet goes.
+#[derive(Clone, Copy)]
+struct Way {
+    /// The virtual pages it is at, and will be.
+    from: u64,
+    to: u64,
+    /// Its identity there.
+    page_id: PageId,
+}
+
+impl Way {
+    fn slide(&self) -> u64 {
+        self.to.wrapping_sub(self.from) << 12
+    }
+
+    /// Whether a virtual page is the sheet's, of which some blocks have been slid.
+    fn is_at(&self, virt: u64) -> bool {
+        virt >> 12 == self.from || virt >> 12 == self.to
+    }
+}
+
+impl Blocks {
+    /// Slides the sheet of `key`'s page and mode that is at `way.from`; returns the blocks that are on it then.
+    fn slide(&mut self, arena: &mut Arena, key: &BlockKey, way: Way, permits: &mut Permits) -> Vec<BlockId> {
+        let page = key.phys >> 12;
+        let Some(code) = self.pages.get_mut(&page) else { return Vec::new() };
+        let ids = code.take(way.from, key.mode);
+        let mut slid = Vec::with_capacity(ids.len());
+        for id in ids {
+            if self.slide_block(arena, id, way, permits) {
+                slid.push(id);
+            } else {
+                self.forget(arena, id);
+            }
+        }
+        if let Some(code) = self.pages.get_mut(&page) {
+            code.sheet(way.to, key.mode).blocks = slid.clone();
+        }
+        slid
+    }
+
+    /// Whether a block can be slid; if so, it has been.
+    fn slide_block(&mut self, arena: &mut Arena, id: BlockId, way: Way, permits: &mut Permits) -> bool {
+        let block = self.get(id);
+        let key = BlockKey { virt: block.key.virt.wrapping_add(way.slide()), ..block.key };
+        let Some(moves) = block.moves.clone().filter(|_| block.live && is_movable(&key)) else {
+            return false;
+        };
+        if !is_movable(&block.key) || !permits.allow(block, &moves, arena, way.slide()) {
+            return false;
+        }
+        let [start, cold] = self.starts_of(id);
+        let distance = Distance::default();
+        let mut mend =
+            Mend { arena, distance: &distance, key: &key, slide: way.slide(), page_id: way.page_id };
+        let stays = |kind: Kind| matches!(kind, Kind::Outside | Kind::Across | Kind::Own | Kind::Exit);
+        let in_code = moves.code().map(|(at, kind)| (start + at, kind));
+        let in_cold = moves.cold().map(|(at, kind)| (cold + at, kind));
+        for (at, kind) in in_code.chain(in_cold).filter(|(_, kind)| !stays(*kind)) {
+            mend.field(at, 0, kind);
+        }
+        for at in self.exits_of(id) {
+            self.slide_exit(at, way, &mut mend);
+        }
+        mark!(BlockSlid);
+        let of_sheet = |source: &BlockKey| {
+            source.phys >> 12 == key.phys >> 12 && source.mode == key.mode && way.is_at(source.virt)
+        };
+        self.part(arena, id, of_sheet);
+        if !is_open(key.mode, key.virt) {
+            self.leave_jump_caches(arena, id);
+        }
+        self.keys.remove(&self.list, id);
+        self.list[id.0 as usize].key = key;
+        self.keys.add(&self.list, id);
+        true
+    }
+
+    /// Jumps to the same sheet remain linked.
+    fn slide_exit(&mut self, at: u32, way: Way, mend: &mut Mend) {
+        let exit = &mut self.exits[at as usize];
+        match &mut exit.kind {
+            ExitKind::Branch { target, mode, .. } if *mode == mend.key.mode && *target >> 12 == way.from => {
+                *target = target.wrapping_add(mend.slide);
+            }
+            kind => {
+                let exit = Exit { kind: mend.exit(*kind), ..*exit };
+                self.put_exit(at, exit);
+            }
+        }
+    }
+}
+
+impl Vcpu {
+    /// The block of `key`, if its page's sheet for another address has been taken over for it and has that block.
+    pub(super) fn slid(&mut self, key: &BlockKey) -> Option<BlockId> {
+        let (virt_page, phys_page) = (key.virt >> 12, key.phys >> 12);
+        let (tlb, arena) = (&self.tlb, &self.arena);
+        let use_of = |page| match () {
+            () if tlb.runs_code(arena, key.mode, page, phys_page) => Use::Now,
+            () if tlb.knows_code(key.mode, page, phys_page) => Use::Later,
+            () => Use::LeftBehind,
+        };
+        let from = self.blocks.pages.get(&phys_page)?.to_take(virt_page, key.mode, use_of)?;
+        self.close_left();
+        self.slide(key, from);
+        self.blocks.find(key)
+    }
+
+    /// Slides the sheet at virtual page `from` to `key`'s page; returns the blocks that are on it then.
+    pub(super) fn slide(&mut self, key: &BlockKey, from: u64) -> Vec<BlockId> {
+        let to = key.virt >> 12;
+        let way = Way { from, to, page_id: self.blocks.page_id(to, key.phys >> 12, key.mode) };
+        let mut permits = Permits { mirror: &mut self.tlb.mirror, checked: &self.mirroring.checked };
+        let slid = self.blocks.slide(&mut self.arena, key, way, &mut permits);
+        self.statistics.blocks_slid += slid.len() as u64;
+        slid
+    }
+}
