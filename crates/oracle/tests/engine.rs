@@ -47,6 +47,33 @@ fn neighbours_on_two_pages() {
     assert_eq!(compare(&case, &expected, &got), None);
 }
 
+/// Operands of 80 bits at the end of what there is of addresses, where two faults are due.
+#[test]
+fn numbers_of_eighty_bits_end_beyond_all_addresses() {
+    let mut host = HostExecutor::new().expect("this host can run cases");
+    let mut modes = vec![(Mode::Long, 1 << 47)];
+    if host.runs_compatibility_mode() {
+        modes.push((Mode::Compatibility, 1_u64 << 32));
+    }
+    for (mode, end) in modes {
+        // fld1, then fld, fstp, fbld or fbstp to [rcx]
+        for instruction in [[0xdb, 0x29], [0xdb, 0x39], [0xdf, 0x21], [0xdf, 0x31]] {
+            for back in [1, 2, 7, 8, 9, 10] {
+                let code = [&[0xd9, 0xe8], &instruction[..]].concat();
+                let mut case = Case::from_code(mode, &code).expect("a short program");
+                case.registers.gpr[1] = end - back;
+                let expected = host.run(&case);
+                let got = EngineExecutor::new(Pace::Whole).expect("this host can run the model").run(&case);
+                assert_eq!(
+                    compare(&case, &expected, &got),
+                    None,
+                    "{instruction:x?}, {back} bytes before the end"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn random_programs_do_in_the_engine_what_they_do_on_the_host() {
     let long = Options { exclude: UNLIKE_HOST.to_vec(), ..Options::default() };

@@ -18,6 +18,7 @@ use super::vcpu::{BOUNCE_CODE_BYTES, Vcpu};
 use crate::Bus;
 use crate::core::{Core, Intent};
 use crate::marks::mark;
+use crate::walk::Access;
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind};
 use x86::{Exception, vector};
 
@@ -55,7 +56,8 @@ impl Vcpu {
         if class == Class::Memory && must_be_aligned(&instr) {
             check_vector_alignment(&core, &instr)?;
         }
-        let operand = if class == Class::Memory { Some(operand(&core, &mut instr, &info)?) } else { None };
+        let operand =
+            if class == Class::Memory { Some(operand(&mut core, &mut instr, &info)?) } else { None };
         let place = operand.as_ref().map_or(0, |o| (o.linear & 63) as usize);
         let mut hits = 0;
         let mut before = [0; 64];
@@ -163,7 +165,7 @@ fn simple_move(core: &mut Core, instr: &Instruction) -> Result<bool, Exception> 
     Ok(true)
 }
 
-fn operand(core: &Core, instr: &mut Instruction, info: &InstructionInfo) -> Result<Operand, Exception> {
+fn operand(core: &mut Core, instr: &mut Instruction, info: &InstructionInfo) -> Result<Operand, Exception> {
     let size = operand_size(instr);
     let access = info.used_memory().first().map_or(OpAccess::None, |m| m.access());
     let write = matches!(
@@ -185,9 +187,20 @@ fn operand(core: &Core, instr: &mut Instruction, info: &InstructionInfo) -> Resu
         instr.set_op1_kind(OpKind::Immediate8);
         instr.set_immediate8((value & (bits - 1)) as u8);
     }
-    let linear = flow::linear_address_at(core, instr, displacement, size, write)?;
+    let linear = match flow::linear_address_at(core, instr, displacement, size, write) {
+        Err(beyond) if size == 10 => return Err(first_part(core, instr, write).err().unwrap_or(beyond)),
+        linear => linear?,
+    };
     let conditional = matches!(access, OpAccess::CondWrite | OpAccess::ReadCondWrite);
     Ok(Operand { linear, size, read, write, conditional })
+}
+
+/// Looks at the first eight bytes of an 80-bit operand: the model's vendor's processors access them before they
+/// know anything of the other two.
+fn first_part(core: &mut Core, instr: &Instruction, write: bool) -> Result<(), Exception> {
+    let linear = flow::linear_address_at(core, instr, 0, 8, write)?;
+    let access = Access::data(core.state, write);
+    core.translate(linear, access).map(drop)
 }
 
 /// #GP for a misaligned operand that must be aligned: before the address's form and its page are

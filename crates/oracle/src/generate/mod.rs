@@ -163,6 +163,9 @@ impl<'a> Generator<'a> {
         if self.writable_code && self.dice.percent(12) {
             return self.patch();
         }
+        if self.dice.percent(3) {
+            self.move_stack();
+        }
         let class = match self.dice.below(1000) {
             0..420 => Class::Integer,
             420..520 => Class::X87,
@@ -326,7 +329,7 @@ impl<'a> Generator<'a> {
             // Whether there is a REP prefix is not yet decided; a small count does no harm.
             if self.tracker.known[1].is_none_or(|count| count > 40) {
                 // Seldom one that leads from page to page.
-                let long = self.dice.percent(1);
+                let long = self.dice.percent(4);
                 let count = if long { PAGE + self.dice.below(64) } else { self.dice.below(12) } as u64;
                 self.load(1, count);
                 self.glue_last();
@@ -357,6 +360,19 @@ impl<'a> Generator<'a> {
         self.load(register, address);
         if register != RSP {
             self.glue_last();
+        }
+    }
+
+    /// ADD or LEA that moves RSP by a little, as functions do for their frames.
+    fn move_stack(&mut self) {
+        self.ensure_pointer(RSP);
+        let step = 8 * self.dice.below(17) as i8 - 64;
+        let wide: &[u8] = if self.mode == Mode::Long { &[0x48] } else { &[] };
+        let opcode: &[u8] = if self.dice.percent(50) { &[0x83, 0xc4] } else { &[0x8d, 0x64, 0x24] };
+        let before = self.tracker.known[RSP];
+        self.append_bytes(&[wide, opcode, &[step as u8]].concat());
+        if let Some(at) = before {
+            self.tracker.set(RSP, at.wrapping_add_signed(step.into()));
         }
     }
 
