@@ -54,6 +54,12 @@ marks! {
     CopiedInPlace,
     /// An access that an earlier one's guard serves.
     GuardShared,
+    /// An instruction guards where it moves the stack pointer.
+    StackGuarded,
+    /// One that does so is executed from Rust.
+    StackFollowedByRust,
+    /// The stack pointer is where mirrored code may not run with it.
+    StackElsewhere,
     /// A block is copied for another address.
     BlockCopied,
     /// What leads to a block from other pages is undone, as its page is gone.

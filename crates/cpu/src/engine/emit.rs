@@ -35,11 +35,12 @@
 use super::asm::{Asm, Fixup32, Mem, Reg, Width};
 use super::blocks::{BlockId, DecodedId, Exit, ExitId, ExitKind, Mode};
 use super::entered::is_open;
-use super::groups::{Plan, Use};
+use super::groups::{Plan, STACK_SLOT, Use};
 use super::hot::{Field, code_slot, tlb_slot};
 use super::mirror::{GUARD_LOAD, REACH};
 use super::moves::Kind;
 use super::regs;
+use super::stack::{Move, NEAR};
 use super::thunks::Thunks;
 use super::translate::Place;
 use crate::marks::mark;
@@ -169,7 +170,7 @@ impl<'a> Emitter<'a> {
             two_checks: false,
             plan: Plan::new(),
             checks: (0, 0),
-            led: 0,
+            led: 1 << STACK_SLOT,
             held: None,
             apart: false,
         }
@@ -545,6 +546,33 @@ impl<'a> Emitter<'a> {
     pub fn guard(&mut self, pointer: Mem) {
         let planned = self.planned();
         self.guard_as(pointer, planned);
+    }
+
+    /// Emits what makes sure that the stack pointer may be moved like that: it is near a claimed chunk then. False if
+    /// Rust has to see to it.
+    pub fn guard_stack(&mut self, moved: Move) -> bool {
+        self.release();
+        let mut source = Reg::R11;
+        match moved {
+            Move::To { guest, more } => {
+                source = self.read_guest(guest, Reg::R10);
+                if i64::from(more).abs() > NEAR {
+                    self.asm.lea(Width::W64, Reg::R11, Mem::base(source, more));
+                    source = Reg::R11;
+                }
+            }
+            Move::Down { guest } => {
+                let less = self.read_guest(guest, Reg::R10);
+                self.asm.mov(Width::W64, Reg::R10, less);
+                self.asm.bytes(&[0x49, 0xf7, 0xd2]); // not r10
+                self.asm.lea(Width::W64, Reg::R11, Mem::base_index(Reg::RSP, Reg::R10, 1));
+            }
+            Move::Other => return false,
+        }
+        mark!(StackGuarded);
+        self.asm.shrx(Reg::R11, source, regs::BUDGET);
+        self.asm.bytes(&GUARD_LOAD);
+        true
     }
 
     fn guard_as(&mut self, pointer: Mem, planned: Use) {

@@ -6,8 +6,8 @@
 //! that it would come to from there, and the other way round.
 //!
 //! What is common is done here: 64-bit code on both sides, no flag that needs care (TF, AC, NT and the
-//! like), no interrupt that SYSRET would let in, no page to be unmapped before a program runs. Anything
-//! else is left to Rust with nothing done yet.
+//! like), no interrupt that SYSRET would let in, no page to be unmapped before a program runs, its stack pointer where
+//! one has been looked at (see [`super::stack`]). Anything else is left to Rust with nothing done yet.
 //! Segments change to flat ones whose hidden parts follow from IA32_STAR; Rust keeps them ready in the
 //! hot data ([`ready`]).
 
@@ -162,6 +162,12 @@ impl Thunk<'_> {
         self.slow.push(self.asm.jcc_forward(5));
         self.load(Width::W32, Reg::RAX, Field::STALE);
         self.asm.bytes(&[0x85, 0xc0]); // test eax, eax
+        self.slow.push(self.asm.jcc_forward(5));
+        self.asm.mov(Width::W64, Reg::RAX, Reg::RSP);
+        self.load(Width::W64, Reg::R11, Field::STACK_AT);
+        self.asm.bytes(&[0x4c, 0x31, 0xd8]); // xor rax, r11
+        self.load(Width::W64, Reg::R11, Field::STACK_MASK);
+        self.asm.bytes(&[0x4c, 0x85, 0xd8]); // test rax, r11
         self.slow.push(self.asm.jcc_forward(5));
         self.asm.mov(Width::W64, Reg::R10, RCX_HOME);
         self.finish(None, Field::READY_SYSRET, 3);

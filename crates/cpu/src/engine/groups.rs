@@ -19,12 +19,14 @@
 //!   resumed in its middle: its twin is.
 //!
 //! In mirrored code (see `mirror`) there are no checks to share, but guards: of all accesses through one pointer
-//! the first one's serves, wherever they are near it, and whatever pages they are on.
+//! the first one's serves, wherever they are near it, and whatever pages they are on. Those through the stack pointer
+//! need none (see `stack`).
 
 use super::classify::Class;
 use super::emit::guest_of;
 use super::mirror::REACH;
 use super::plain::{operand_size, wide_bit_string};
+use super::stack::Stack;
 use super::used::Used;
 use iced_x86::{Code, Instruction, OpKind, Register};
 use x86::gpr;
@@ -34,7 +36,9 @@ pub const GROUP_SLOTS: usize = 16;
 /// The longest span of a group in bytes: longer ones would too often lie on two pages.
 const SPAN_MAX: i64 = 512;
 /// Pointers that share guards.
-const GUARDS_MAX: usize = 64;
+const GUARDS_MAX: usize = 63;
+/// Accesses that need no guard are guarded by this slot's, which has been emitted before all.
+pub const STACK_SLOT: u8 = 63;
 
 /// How one access is to be checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -99,12 +103,21 @@ pub struct Grouping {
     groups: Vec<Group>,
     /// The block is of mirrored code.
     mirrored: bool,
+    /// Accesses may share.
+    shares: bool,
+    /// This instruction's may not.
+    apart: bool,
+    /// In mirrored code: where the stack pointer may be, and accesses that need no guard for that.
+    pub stack: Stack,
+    near_stack: Vec<(u8, u8)>,
 }
 
 impl Grouping {
-    /// Begins a block, of mirrored code or not.
-    pub fn begin(&mut self, mirrored: bool) {
-        self.mirrored = mirrored;
+    /// Begins a block, of mirrored code or not, whose accesses may share or not.
+    pub fn begin(&mut self, mirrored: bool, shares: bool) {
+        (self.mirrored, self.shares) = (mirrored, shares);
+        self.stack.begin();
+        self.near_stack.clear();
         self.era = 0;
         self.next = 1;
         self.touches.clear();
@@ -121,7 +134,9 @@ impl Grouping {
     /// share nothing with others.
     pub fn add_apart(&mut self, instr: &Instruction, class: Class, used: Used, insn: u8) {
         let (touches, groups) = (self.touches.len(), self.groups.len());
+        self.apart = true;
         self.add(instr, class, used, insn);
+        self.apart = false;
         for (_, group) in self.touches.drain(touches..) {
             self.groups[group].members -= 1;
         }
@@ -130,6 +145,16 @@ impl Grouping {
 
     /// The same, whose accesses may.
     pub fn add(&mut self, instr: &Instruction, class: Class, used: Used, insn: u8) {
+        let before = self.values[gpr::RSP];
+        self.add_accesses(instr, class, used, insn);
+        if self.mirrored {
+            let now = self.values[gpr::RSP];
+            let by = (now.number == before.number).then(|| now.offset.wrapping_sub(before.offset));
+            self.stack.add(instr, class, used, (insn, self.apart), by);
+        }
+    }
+
+    fn add_accesses(&mut self, instr: &Instruction, class: Class, used: Used, insn: u8) {
         let operand = |nth, write| (instr, nth, write);
         match class {
             Class::Hint | Class::Jump | Class::Conditional => {}
@@ -234,7 +259,7 @@ impl Grouping {
         }
         let touch = Touch { root, offset, size, write, at };
         let mirrored = self.mirrored;
-        if mirrored && matches!(root, Root::Page { .. }) {
+        if mirrored && (matches!(root, Root::Page { .. }) || self.is_near_stack(&touch)) {
             return;
         }
         let fits = |g: &Group| {
@@ -261,6 +286,21 @@ impl Grouping {
         }
         g.members += 1;
         self.touches.push((touch, group));
+    }
+
+    /// Takes note of an access of mirrored code if it is through the stack pointer's value. Whether it needs no guard.
+    fn is_near_stack(&mut self, touch: &Touch) -> bool {
+        let top = self.values[gpr::RSP];
+        if self.apart || touch.root != self.sum(top, None, 0, 0) {
+            return false;
+        }
+        let distance = touch.offset.wrapping_sub(top.offset);
+        let near = self.stack.reaches(distance);
+        if near {
+            self.near_stack.push(touch.at);
+        }
+        self.stack.accessed(distance);
+        near
     }
 
     /// What the registers hold after an instruction that is no stack or flow instruction.
@@ -307,6 +347,14 @@ impl Grouping {
     pub fn plan(&mut self, count: usize, plan: &mut Plan) -> bool {
         plan.clear();
         plan.resize(count, [Use::Alone; 2]);
+        self.stack.end(count);
+        if !self.shares {
+            return false;
+        }
+        for (insn, nth) in &self.near_stack {
+            let Some(uses) = plan.get_mut(*insn as usize) else { break };
+            uses[*nth as usize] = Use::Guarded { slot: STACK_SLOT };
+        }
         let slots_max = if self.mirrored { GUARDS_MAX } else { GROUP_SLOTS };
         let shared = self.groups.iter_mut().filter(|g| g.members > 1).take(slots_max);
         let slots = shared.enumerate().map(|(slot, group)| group.slot = Some(slot as u8)).count();
@@ -341,7 +389,7 @@ mod tests {
         let mut decoder = Decoder::with_ip(64, bytes, 0x1000, DecoderOptions::NONE);
         let mut info = InstructionInfoFactory::new();
         let mut grouping = Grouping::default();
-        grouping.begin(false);
+        grouping.begin(false, true);
         let mut count = 0;
         while decoder.can_decode() {
             let instr = decoder.decode();

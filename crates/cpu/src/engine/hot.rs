@@ -140,6 +140,10 @@ pub struct Hot {
     pub behind: u64,
     /// The jump cache of the mode that SYSRET leads to.
     pub program_jump: u64,
+    /// In which bits a program's stack pointer may not differ from where one was found to be well, for SYSRET to lead
+    /// there without a look from Rust.
+    pub stack_mask: u64,
+    pub stack_at: u64,
     /// The guest's RAX while the spill table is searched.
     pub temporary_rax: u64,
     /// Status flags meanwhile.
@@ -225,6 +229,8 @@ impl Field {
     pub const RETRY: u32 = offset_of!(Hot, retry) as u32;
     pub const BEHIND: u32 = offset_of!(Hot, behind) as u32;
     pub const PROGRAM_JUMP: u32 = offset_of!(Hot, program_jump) as u32;
+    pub const STACK_MASK: u32 = offset_of!(Hot, stack_mask) as u32;
+    pub const STACK_AT: u32 = offset_of!(Hot, stack_at) as u32;
     pub const TEMPORARY_RAX: u32 = offset_of!(Hot, temporary_rax) as u32;
     pub const SEARCHING: u32 = offset_of!(Hot, searching) as u32;
     /// A mode set's table for reads or writes.

@@ -20,7 +20,8 @@
 //!
 //! which faults unless the pointer's chunk is claimed. An address beyond the programs' half of the address
 //! space is one that the access itself faults at, whatever the guard finds. Accesses less than
-//! [`REACH`] from where the pointer points need no guard of their own, as the neighbours are ours too.
+//! [`REACH`] from where the pointer points need no guard of their own, as the neighbours are ours too. Nor do
+//! those through the stack pointer (see [`super::stack`]).
 //! The guard costs two operations, off the path to the data; the same pointer is guarded once in a
 //! block, and an address known at translation time not at all.
 //!
@@ -48,7 +49,7 @@ pub const REACH: i64 = 512 << 10;
 pub const GUARD_LOAD: [u8; 4] = [0x65, 0x41, 0x8b, 0x0b];
 const PAGE: u64 = base::PAGE_SIZE as u64;
 const CHUNK_SHIFT: u32 = 24;
-const CHUNK: u64 = 1 << CHUNK_SHIFT;
+pub const CHUNK: u64 = 1 << CHUNK_SHIFT;
 /// The addresses that programs can have: what the host lets a process map.
 const PROGRAMS: Range<u64> = 0x1_0000..(1 << 47) - PAGE;
 const CHUNKS: u64 = 1 << (47 - CHUNK_SHIFT);

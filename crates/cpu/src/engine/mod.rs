@@ -8,7 +8,7 @@
 //! | `asm`, `emit`, `plain`, `strings`, `privileged`, `fast_calls`, `translate`, `classify` | the translator |
 //! | `mirror`, `mirrored` | programs' memory at their own addresses in this process, without checks |
 //! | `moves`, `copies`, `slides`, `compare` | blocks copied or slid for programs that have the same pages elsewhere |
-//! | `groups`, `used` | which accesses share a check, and what instructions use |
+//! | `groups`, `stack`, `used` | which accesses share a check, or need none, and what instructions use |
 //! | `blocks`, `sheets`, `tlb`, `spaces`, `tables`, `writers` | what is cached, and when it is dropped |
 //! | `entered` | code that is entered without looking at its page |
 //! | `run`, `find`, `access`, `interpret`, `flow`, `bounce` | the loop, TLB misses, and executing one instruction from Rust |
@@ -47,6 +47,7 @@ mod sheets;
 mod signals;
 mod slides;
 mod spaces;
+mod stack;
 mod strings;
 mod tables;
 #[cfg(test)]

@@ -89,6 +89,10 @@ impl Vcpu {
             if mode.has(Mode::MIRRORED) {
                 self.mirror_after_fault(bus);
             }
+            if !self.stack_is_claimed(mode) {
+                self.step(bus);
+                continue;
+            }
             let left = (horizon - self.state().retired).min(self.stretch());
             self.horizon = self.state().retired + left;
             match self.block_at_rip(bus, mode, regs::MAX_BLOCK) {
@@ -323,7 +327,12 @@ impl Vcpu {
                     self.arrive();
                     let to = self.mode();
                     self.enter_mode(to);
-                    self.jump(bus, to)
+                    if self.stack_is_claimed(to) {
+                        self.jump(bus, to)
+                    } else {
+                        self.hot().state.rip = self.hot().r10;
+                        Next::Loop
+                    }
                 }
                 ExitKind::Interpret { .. } => {
                     self.arrive_at(exit.block, exit.insn);
@@ -628,7 +637,7 @@ impl Vcpu {
             && !self.debugging.has_hit()
             && !self.contexts.paused
             && !debug::debug_traps_armed(self.state());
-        if !quiet || self.mode() != mode {
+        if !quiet || self.mode() != mode || !self.stack_is_claimed(mode) {
             return Next::Loop;
         }
         let b = self.blocks.get(block);

@@ -8,6 +8,7 @@ mod found;
 mod mirrored;
 mod modes;
 mod moves;
+mod stack;
 mod strings;
 
 use super::contexts::PROCESSORS_MAX;

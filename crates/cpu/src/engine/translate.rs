@@ -138,7 +138,7 @@ impl Translator {
         breakpoints: &BTreeSet<u64>,
         surroundings: &mut dyn Surroundings,
     ) {
-        self.grouping.begin(key.mode.has(Mode::MIRRORED));
+        self.grouping.begin(key.mode.has(Mode::MIRRORED), key.shares);
         self.decode(key, page, limit, surroundings);
         if !breakpoints.is_empty() {
             // A block ends where the loop has to look at a breakpoint.
@@ -180,6 +180,13 @@ impl Translator {
             let rest = count - 1 - k as u8;
             let at = start.wrapping_add_signed(d.delta as isize);
             (first, end) = (first.min(at), end.max(at + d.len as usize));
+            let moved = self.grouping.stack.guard_of(k as u8);
+            if moved.is_some_and(|moved| d.apart || !e.guard_stack(moved)) {
+                mark!(StackFollowedByRust);
+                e.interpret();
+                open = d.class != Class::InterpretAndLeave;
+                continue;
+            }
             open = self.instruction(&mut e, d, &page[at..][..d.len as usize], rest);
         }
         let after = decoded.last().expect("at least one instruction").next;
@@ -217,7 +224,7 @@ impl Translator {
     }
 
     fn decode(&mut self, key: BlockKey, page: &[u8], limit: u8, surroundings: &mut dyn Surroundings) {
-        let group = key.shares && key.mode.is64();
+        let group = key.shares && key.mode.is64() || key.mode.has(Mode::MIRRORED);
         self.decoded.clear();
         let begin = key.phys as usize % PAGE_SIZE;
         let base = key.virt.wrapping_sub(begin as u64);

@@ -8,6 +8,7 @@ use super::debugging::Debugging;
 use super::fast_calls::Family;
 use super::hot::{Field, Hot};
 use super::mirrored::Mirroring;
+use super::stack;
 use super::thunks::{self, Thunks};
 use super::tlb::Tlb;
 use super::translate::Translator;
@@ -156,7 +157,10 @@ impl Vcpu {
         let tlb = Tlb::new(&arena);
         let blocks = Blocks::new(bounce_code + BOUNCE_CODE_BYTES, arena.code_end());
         // SAFETY: freshly mapped zeroes; the state is written before anything reads it.
-        unsafe { std::ptr::write(&raw mut (*arena.hot()).state, CpuState::power_on()) };
+        unsafe {
+            std::ptr::write(&raw mut (*arena.hot()).state, CpuState::power_on());
+            (*arena.hot()).stack_at = stack::NOWHERE;
+        }
         let v3 = config.model.level >= Level::V3;
         Ok(Self {
             arena,
@@ -290,6 +294,7 @@ impl Vcpu {
         }
         let program_jump = Field::set(self.family.program.set()) + Field::JUMP;
         self.hot().program_jump = u64::from(self.arena.base() + program_jump);
+        stack::look_at_sysret(self.hot(), self.family.program.has(Mode::MIRRORED));
         self.tlb.enter_mode(&self.arena, &self.family, mode);
     }
 }
