@@ -32,7 +32,7 @@ use crate::walk::{self, Access};
 use base::{GuestVirt, PAGE_SIZE};
 use iced_x86::Instruction;
 use memory::Marks;
-use x86::{gpr, paging};
+use x86::{Exception, gpr, paging};
 
 /// How often the TLB is filled for one execution of an instruction before it is done from Rust.
 const FILLS_MAX: u8 = 4;
@@ -60,7 +60,7 @@ impl Vcpu {
             && self.faults_before_access(bus, mode, id);
         if !crossing && !early {
             let allowed = |vcpu: &mut Self| vcpu.may_fill(block, k);
-            if self.fill(bus, mode, virt, write, allowed) && !bus.ram().is_disturbed() {
+            if self.fill(bus, mode, virt, write, allowed) == Ok(true) && !bus.ram().is_disturbed() {
                 if !self.groups_stale(block) {
                     return Next::Enter(self.blocks.get(block).host_of(k));
                 }
@@ -93,8 +93,11 @@ impl Vcpu {
         self.interpret_in_block(bus, mode, id)
     }
 
-    /// Fills the TLB for an access that is made at `virt`: false if it faults, is
+    /// Fills the TLB for an access that is made at `virt`: false if it is at no canonical address, is
     /// not of RAM, is to be seen each time, or is not `allowed`, which is asked last.
+    ///
+    /// # Errors
+    /// The page fault it makes.
     fn fill(
         &mut self,
         bus: &mut dyn Bus,
@@ -102,23 +105,21 @@ impl Vcpu {
         virt: GuestVirt,
         write: bool,
         allowed: impl FnOnce(&mut Self) -> bool,
-    ) -> bool {
+    ) -> Result<bool, Exception> {
         if mode.is64() && !paging::is_canonical(virt.0) {
-            return false;
+            return Ok(false);
         }
         let state = &self.hot().state;
-        let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, write)) else {
-            return false;
-        };
-        let Some(page) = bus.ram().page_index(found.phys) else { return false };
+        let found = walk::translate(state, bus.ram(), virt, Access::data(state, write))?;
+        let Some(page) = bus.ram().page_index(found.phys) else { return Ok(false) };
         let long = state.long_mode();
         let marks = bus.ram().marks(page);
         if write && marks.any(Marks::HOOKED) {
             mark!(HookedStore);
-            return false;
+            return Ok(false);
         }
         if !write && marks.any(Marks::READ_WATCHED) || !allowed(self) {
-            return false;
+            return Ok(false);
         }
         if write {
             bus.ram().mark_dirty(page);
@@ -126,7 +127,7 @@ impl Vcpu {
         let mapping = Mapping { entries: &found.entries[..found.levels], long };
         let access = Touched { write, address: virt, page };
         self.tlb.fill_data(&self.arena, bus.ram(), mode, access, &mapping);
-        true
+        Ok(true)
     }
 
     /// Has an access that is not to get into the TLB made once, if nobody need hear of it.
@@ -214,34 +215,42 @@ impl Vcpu {
     /// Fills the TLB for what a string instruction is about to access that has a thunk, which works only
     /// on what the TLB knows. The first element will be read, then written, so its pages may be walked
     /// to now, in that order. Whether the TLB knows them then, and the thunk can go on.
-    fn fill_for_string(&mut self, bus: &mut dyn Bus, mode: Mode, instr: &Instruction) -> bool {
-        let Some(shape) = Shape::of(instr).filter(|_| mode.is64()) else { return false };
+    fn fill_for_string(
+        &mut self,
+        bus: &mut dyn Bus,
+        mode: Mode,
+        instr: &Instruction,
+    ) -> Result<bool, Exception> {
+        let Some(shape) = Shape::of(instr).filter(|_| mode.is64()) else { return Ok(false) };
         let [count, rsi, rdi] = [gpr::RCX, gpr::RSI, gpr::RDI].map(|r| self.state().gpr[r]);
         let whole = |at: u64| at % PAGE_SIZE as u64 + shape.element() <= PAGE_SIZE as u64;
         let long = mode.has(Mode::MIRRORED) && shape.is_long(count);
         if long || shape.is_repeated() && count == 0 || shape.moves() && !whole(rsi) || !whole(rdi) {
-            return false;
+            return Ok(false);
         }
-        (!shape.moves() || self.fill(bus, mode, GuestVirt(rsi), false, |_| true))
-            && self.fill(bus, mode, GuestVirt(rdi), true, |_| true)
+        Ok((!shape.moves() || self.fill(bus, mode, GuestVirt(rsi), false, |_| true)?)
+            && self.fill(bus, mode, GuestVirt(rdi), true, |_| true)?)
     }
 
     /// Whether an instruction that Rust is asked to execute is a string instruction that may as well be tried
     /// again where it stands, now that the TLB knows its operands; once, as the thunk has other reasons to leave it
     /// to Rust.
+    ///
+    /// # Errors
+    /// The page fault that its first element makes.
     pub(super) fn string_filled(
         &mut self,
         bus: &mut dyn Bus,
         mode: Mode,
         (block, k): (BlockId, u8),
         instr: &Instruction,
-    ) -> bool {
-        self.fill_for_string(bus, mode, instr)
+    ) -> Result<bool, Exception> {
+        Ok(self.fill_for_string(bus, mode, instr)?
             && !bus.ram().is_disturbed()
             && !self.groups_stale(block)
             && !self.has_breakpoint_here()
             && self.may_fill(block, k)
-            && self.last_miss.fills == 1
+            && self.last_miss.fills == 1)
     }
 
     /// Whether an addend that the block has put aside may be out of date.

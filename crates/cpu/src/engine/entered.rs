@@ -66,9 +66,9 @@ impl Entered {
         self.left.extend(self.pages.drain());
     }
 
-    /// What has been dropped since the last time.
-    pub fn take_left(&mut self) -> Vec<CodeAt> {
-        std::mem::take(&mut self.left)
+    /// One of those that have been dropped, each once.
+    pub fn next_left(&mut self) -> Option<CodeAt> {
+        self.left.pop()
     }
 }
 
@@ -84,18 +84,20 @@ mod tests {
         };
         (0..9).for_each(|n| note(&mut entered, 10 + n, 100 + n));
         note(&mut entered, 12, 102);
-        assert!(entered.take_left().is_empty());
+        let take_left =
+            |entered: &mut Entered| std::iter::from_fn(|| entered.next_left()).collect::<Vec<_>>();
+        assert!(take_left(&mut entered).is_empty());
         note(&mut entered, 12, 200);
         entered.leave(14, 2);
-        let mut left = entered.take_left();
+        let mut left = take_left(&mut entered);
         left.sort_unstable();
         assert_eq!(left, [(12, 102), (14, 104), (15, 105)]);
         entered.leave(16, u64::MAX);
-        assert_eq!(entered.take_left().len(), 3);
+        assert_eq!(take_left(&mut entered).len(), 3);
         entered.leave(14, 2);
-        assert!(entered.take_left().is_empty(), "they are gone already");
+        assert!(take_left(&mut entered).is_empty(), "they are gone already");
         entered.leave_all();
-        assert_eq!(entered.take_left().len(), 4);
+        assert_eq!(take_left(&mut entered).len(), 4);
     }
 
     #[test]

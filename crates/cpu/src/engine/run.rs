@@ -358,7 +358,7 @@ impl Vcpu {
 
     /// Undoes what leads to pages of code that have been dropped.
     pub(super) fn close_left(&mut self) {
-        for left in self.tlb.take_left() {
+        while let Some(left) = self.tlb.next_left() {
             self.blocks.close_page(&mut self.arena, left);
         }
     }
@@ -531,14 +531,19 @@ impl Vcpu {
         let done = match self.decoded(bus, mode, id) {
             Ok((instr, class)) => {
                 let in_mirror = self.string_in_mirror(bus, mode, &instr, budget);
-                if in_mirror.is_none() && self.string_filled(bus, mode, (block, insn), &instr) {
+                let filled = match in_mirror {
+                    Some(_) => Ok(false),
+                    None => self.string_filled(bus, mode, (block, insn), &instr),
+                };
+                if filled == Ok(true) {
                     mark!(StringFilled);
                     return Next::Enter(self.blocks.get(block).host_of(insn));
                 }
                 profile::interpreted(instr.mnemonic(), matches!(kind, ExitKind::Access { .. }));
-                match in_mirror {
-                    Some(done) => Ok(done),
-                    None => self.interpret_as(bus, &instr, class, budget),
+                match (filled, in_mirror) {
+                    (Err(fault), _) => Err(Faulted::from(fault)),
+                    (_, Some(done)) => Ok(done),
+                    (_, None) => self.interpret_as(bus, &instr, class, budget),
                 }
             }
             Err(exception) => Err(Faulted::from(exception)),

@@ -23,10 +23,11 @@ const EMPTY_MAX: usize = 8;
 pub struct Keys(HashTable<BlockId>);
 
 impl BlockKey {
+    /// Of all but the address: a sheet that is slid has its blocks found where they were.
     fn hash(&self) -> u64 {
         // Physical addresses have 52 bits at most, modes 21.
         let rest = u64::from(self.mode.0) << 8 | u64::from(self.limit) << 1 | u64::from(self.shares);
-        BuildMix.hash_one((self.phys ^ rest.rotate_right(12), self.virt))
+        BuildMix.hash_one(self.phys ^ rest.rotate_right(12))
     }
 }
 

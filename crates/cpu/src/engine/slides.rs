@@ -94,9 +94,7 @@ impl Blocks {
         if !is_open(key.mode, key.virt) {
             self.leave_jump_caches(arena, id);
         }
-        self.keys.remove(&self.list, id);
         self.list[id.0 as usize].key = key;
-        self.keys.add(&self.list, id);
         true
     }
 

@@ -380,11 +380,9 @@ impl Tlb {
         })
     }
 
-    /// Pages at which code may not be entered any more unless it is found anew.
-    pub fn take_left(&mut self) -> Vec<CodeAt> {
-        let mut left = self.entered.take_left();
-        left.append(&mut self.mirror.entered.take_left());
-        left
+    /// A page at which code may not be entered any more unless it is found anew, once.
+    pub fn next_left(&mut self) -> Option<CodeAt> {
+        self.mirror.entered.next_left().or_else(|| self.entered.next_left())
     }
 
     /// The same, looked for in the tagged table only.
