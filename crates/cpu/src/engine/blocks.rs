@@ -280,7 +280,7 @@ pub struct Blocks {
     pub decoded: Vec<(Instruction, Class)>,
     /// Those that no exit has any more.
     free_decoded: Vec<DecodedId>,
-    pub keys: Keys,
+    keys: Keys,
     pub pages: HashMap<u64, CodePage, BuildMix>,
     page_ids: HashMap<(u64, u64, Mode), PageId, BuildMix>,
     /// For many physical addresses at once, a bit: a block may begin at one of them. Reading a block asks at

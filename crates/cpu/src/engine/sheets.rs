@@ -5,8 +5,8 @@
 //! one sheet blocks are copied to another ([`super::copies`]), and a whole one is slid to the addresses of the next
 //! program ([`super::slides`]).
 //!
-//! A program that starts has its blocks looked for at ever new addresses, most of which are not there: that takes
-//! one look at a table that is four bytes and a tag for each block.
+//! Blocks are found by one look at a table that is four bytes and a tag for each. It goes by all of a key but the
+//! address, so blocks of a few sheets are looked at together, and a sheet that is slid leaves the table as it is.
 
 use super::blocks::{Block, BlockId, BlockKey, BuildMix, Mode};
 use hashbrown::HashTable;
@@ -23,7 +23,7 @@ const EMPTY_MAX: usize = 8;
 pub struct Keys(HashTable<BlockId>);
 
 impl BlockKey {
-    /// Of all but the address: a sheet that is slid has its blocks found where they were.
+    /// Of all but the address.
     fn hash(&self) -> u64 {
         // Physical addresses have 52 bits at most, modes 21.
         let rest = u64::from(self.mode.0) << 8 | u64::from(self.limit) << 1 | u64::from(self.shares);
