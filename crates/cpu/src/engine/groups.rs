@@ -379,17 +379,18 @@ impl Grouping {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::super::classify::classify;
     use super::*;
     use crate::engine::blocks::Mode;
     use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory};
 
-    fn plan_of(bytes: &[u8]) -> Plan {
+    /// Takes in a block of 64-bit code; how many instructions it has.
+    pub fn take_in(bytes: &[u8], mirrored: bool) -> (Grouping, u8) {
         let mut decoder = Decoder::with_ip(64, bytes, 0x1000, DecoderOptions::NONE);
         let mut info = InstructionInfoFactory::new();
         let mut grouping = Grouping::default();
-        grouping.begin(false, true);
+        grouping.begin(mirrored, true);
         let mut count = 0;
         while decoder.can_decode() {
             let instr = decoder.decode();
@@ -397,6 +398,11 @@ mod tests {
             grouping.add(&instr, class, Used::of(info.info(&instr)), count);
             count += 1;
         }
+        (grouping, count)
+    }
+
+    fn plan_of(bytes: &[u8]) -> Plan {
+        let (mut grouping, count) = take_in(bytes, false);
         let mut plan = Plan::new();
         grouping.plan(count as usize, &mut plan);
         plan

@@ -217,28 +217,17 @@ pub const NOWHERE: u64 = 1 << 63;
 
 #[cfg(test)]
 mod tests {
-    use super::super::classify::classify;
-    use super::super::groups::{Grouping, Plan, STACK_SLOT, Use};
+    use super::super::groups::tests::take_in;
+    use super::super::groups::{Plan, STACK_SLOT, Use};
     use super::*;
     use iced_x86::code_asm::*;
-    use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory};
 
     /// The accesses that need no guard, and the instructions that are guarded.
     fn plan_of(build: impl FnOnce(&mut CodeAssembler)) -> (Vec<u8>, Vec<(u8, Move)>) {
         let mut assembler = CodeAssembler::new(64).unwrap();
         build(&mut assembler);
         let bytes = assembler.assemble(0x1000).unwrap();
-        let mut decoder = Decoder::with_ip(64, &bytes, 0x1000, DecoderOptions::NONE);
-        let mut info = InstructionInfoFactory::new();
-        let mut grouping = Grouping::default();
-        grouping.begin(true, true);
-        let mut count = 0;
-        while decoder.can_decode() {
-            let instr = decoder.decode();
-            let class = classify(&instr, info.info(&instr), Mode::of_bits(64), true);
-            grouping.add(&instr, class, Used::of(info.info(&instr)), count);
-            count += 1;
-        }
+        let (mut grouping, count) = take_in(&bytes, true);
         let mut plan = Plan::new();
         grouping.plan(count as usize, &mut plan);
         let free = |insn: &u8| plan[*insn as usize].contains(&Use::Guarded { slot: STACK_SLOT });
