@@ -400,22 +400,24 @@ impl Blocks {
         let id = self.next_id();
         self.next = ((block.end + OUT + 15) & !15) - OUT;
         self.next_cold = block.cold_end;
-        let number = block.key.phys >> 12;
-        let page = self.pages.entry(number).or_default();
-        let (offset, len) = block.covered(number);
-        page.lines |= lines(offset, len);
-        page.sheet(block.key.virt >> 12, block.key.mode).blocks.push(id);
-        if let Some(number) = block.second_page {
-            let page = self.pages.entry(number).or_default();
-            let (offset, len) = block.covered(number);
-            page.lines |= lines(offset, len);
-            page.reaching.push(id);
+        let BlockKey { phys, virt, mode, .. } = block.key;
+        self.cover(&block, phys >> 12).sheet(virt >> 12, mode).blocks.push(id);
+        if let Some(second) = block.second_page {
+            self.cover(&block, second).reaching.push(id);
         }
         let bit = begin_bit(block.key.phys);
         self.begins[bit / 64] |= 1 << (bit % 64);
         self.list.push(block);
         self.keys.add(&self.list, id);
         id
+    }
+
+    /// A physical page, of which the block covers some bytes.
+    fn cover(&mut self, block: &Block, page: u64) -> &mut CodePage {
+        let (offset, len) = block.covered(page);
+        let code = self.pages.entry(page).or_default();
+        code.lines |= lines(offset, len);
+        code
     }
 
     /// Forgets the oldest sheet of the key's page, if there are too many.

@@ -8,7 +8,7 @@ use super::vcpu::Vcpu;
 use crate::marks::mark;
 use base::GuestPhys;
 use memory::Ram;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How far blocks are copied, and sheets slid, in bytes: not a number of chunks of the mirror.
 const SLIDE: u64 = 0x3_2101_3000;
@@ -31,14 +31,11 @@ impl Vcpu {
             self.compare(ram, copy, page_id)?;
             self.blocks.forget(&mut self.arena, copy);
         }
-        let mut done = BTreeSet::new();
-        for id in ids {
-            let key = self.slid_key(id);
-            if self.is_comparable(id) && done.insert((key.phys >> 12, key.virt >> 12, key.mode.0)) {
-                self.compare_sheet(ram, id, key)?;
-                done.insert((key.phys >> 12, self.slid_key(id).virt >> 12, key.mode.0));
-            }
-        }
+        let sheet_of = |key: BlockKey| (key.phys >> 12, key.virt >> 12, key.mode.0);
+        let comparable = ids.filter(|id| self.is_comparable(*id));
+        // One block of each sheet.
+        let sheets: BTreeMap<_, _> = comparable.map(|id| (sheet_of(self.blocks.get(id).key), id)).collect();
+        sheets.into_values().try_for_each(|id| self.compare_sheet(ram, id))?;
         Ok(self.blocks.list.len())
     }
 
@@ -57,22 +54,26 @@ impl Vcpu {
             && !(0..block.count).any(|k| checked(block.virt_of(k)))
     }
 
-    /// Slides the sheet of block `id` to `key`'s page.
-    fn compare_sheet(&mut self, ram: &Ram, id: BlockId, key: BlockKey) -> Result<(), String> {
+    /// Slides the sheet of block `id`, and compares what is on it then.
+    fn compare_sheet(&mut self, ram: &Ram, id: BlockId) -> Result<(), String> {
         let from = self.blocks.get(id).key.virt >> 12;
-        let sheet = self.blocks.pages[&(key.phys >> 12)].sheets();
-        let mut sheet =
-            sheet.iter().find(|sheet| (sheet.virt_page, sheet.mode) == (from, key.mode)).into_iter();
+        let key = self.slid_key(id);
+        let (virt_page, phys_page) = (key.virt >> 12, key.phys >> 12);
+        let on = |vcpu: &Self, page| vcpu.blocks.pages[&phys_page].blocks_at(page, key.mode).to_vec();
         let movable = |id: &BlockId| self.blocks.get(*id).live && self.blocks.get(*id).moves.is_some();
-        if sheet.any(|sheet| sheet.blocks.iter().any(|id| movable(id) && !self.is_comparable(*id))) {
+        if on(self, from).iter().any(|id| movable(id) && !self.is_comparable(*id)) {
             return Ok(());
         }
         self.close_left();
-        self.blocks.close_page(&mut self.arena, (from, key.phys >> 12));
-        for id in self.slide(&key, from) {
+        self.blocks.close_page(&mut self.arena, (from, phys_page));
+        // What has been slid there before.
+        on(self, virt_page).into_iter().for_each(|id| self.blocks.forget(&mut self.arena, id));
+        self.blocks.pages.get_mut(&phys_page).map(|code| code.take(virt_page, key.mode));
+        self.slide(&key, from);
+        let page_id = self.blocks.page_id(virt_page, phys_page, key.mode);
+        for id in on(self, virt_page) {
             mark!(SlideCompared);
             self.unlink_all(id);
-            let page_id = self.blocks.page_id(key.virt >> 12, key.phys >> 12, key.mode);
             self.compare(ram, id, page_id)?;
         }
         Ok(())

@@ -40,7 +40,7 @@ use super::hot::{Field, code_slot, tlb_slot};
 use super::mirror::{GUARD_LOAD, REACH};
 use super::moves::Kind;
 use super::regs;
-use super::stack::{Move, NEAR};
+use super::stack::{Move, is_short};
 use super::thunks::Thunks;
 use super::translate::Place;
 use crate::marks::mark;
@@ -556,7 +556,7 @@ impl<'a> Emitter<'a> {
         match moved {
             Move::To { guest, more } => {
                 source = self.read_guest(guest, Reg::R10);
-                if i64::from(more).abs() > NEAR {
+                if !is_short(more) {
                     self.asm.lea(Width::W64, Reg::R11, Mem::base(source, more));
                     source = Reg::R11;
                 }
@@ -570,8 +570,7 @@ impl<'a> Emitter<'a> {
             Move::Other => return false,
         }
         mark!(StackGuarded);
-        self.asm.shrx(Reg::R11, source, regs::BUDGET);
-        self.asm.bytes(&GUARD_LOAD);
+        self.load_guard(source);
         true
     }
 
@@ -590,11 +589,16 @@ impl<'a> Emitter<'a> {
                 Reg::R11
             }
         };
-        self.asm.shrx(Reg::R11, source, regs::BUDGET);
-        self.asm.bytes(&GUARD_LOAD);
+        self.load_guard(source);
         if let Use::Guards { slot } = planned {
             self.led |= 1 << slot;
         }
+    }
+
+    /// Faults unless the chunk that a register points to is claimed.
+    fn load_guard(&mut self, pointer: Reg) {
+        self.asm.shrx(Reg::R11, pointer, regs::BUDGET);
+        self.asm.bytes(&GUARD_LOAD);
     }
 
     /// The TLB check proper; the addend goes to R11.

@@ -35,10 +35,10 @@ use x86::gpr;
 pub const GROUP_SLOTS: usize = 16;
 /// The longest span of a group in bytes: longer ones would too often lie on two pages.
 const SPAN_MAX: i64 = 512;
-/// Pointers that share guards.
-const GUARDS_MAX: usize = 63;
 /// Accesses that need no guard are guarded by this slot's, which has been emitted before all.
 pub const STACK_SLOT: u8 = 63;
+/// Pointers that share guards: the other slots.
+const GUARDS_MAX: usize = STACK_SLOT as usize;
 
 /// How one access is to be checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

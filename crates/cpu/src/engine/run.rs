@@ -327,12 +327,7 @@ impl Vcpu {
                     self.arrive();
                     let to = self.mode();
                     self.enter_mode(to);
-                    if self.stack_is_claimed(to) {
-                        self.jump(bus, to)
-                    } else {
-                        self.hot().state.rip = self.hot().r10;
-                        Next::Loop
-                    }
+                    self.jump(bus, to)
                 }
                 ExitKind::Interpret { .. } => {
                     self.arrive_at(exit.block, exit.insn);
@@ -431,7 +426,7 @@ impl Vcpu {
         if left == 0 {
             return None;
         }
-        if self.at_breakpoint() {
+        if self.at_breakpoint() || !self.stack_is_claimed(mode) {
             return None;
         }
         let mut limit = regs::MAX_BLOCK;

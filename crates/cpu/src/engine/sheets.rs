@@ -97,10 +97,6 @@ impl CodePage {
         self.sheets.iter().rposition(|sheet| sheet.virt_page == virt_page && sheet.mode == mode)
     }
 
-    fn filled(&self, mode: Mode) -> impl DoubleEndedIterator<Item = &Sheet> + Clone {
-        self.sheets.iter().filter(move |sheet| sheet.mode == mode && !sheet.blocks.is_empty())
-    }
-
     /// The sheet at a virtual page, made if need be. One without blocks is as new.
     pub fn sheet(&mut self, virt_page: u64, mode: Mode) -> &mut Sheet {
         let known = self.known(virt_page, mode);
@@ -117,24 +113,32 @@ impl CodePage {
         &self.sheets
     }
 
-    /// The virtual pages of a mode's sheets, the newest first.
-    pub fn places(&self, mode: Mode) -> impl Iterator<Item = u64> + Clone {
-        self.filled(mode).rev().map(|sheet| sheet.virt_page)
+    /// The virtual pages of a mode's sheets that have blocks, the newest first.
+    pub fn places(&self, mode: Mode) -> impl Iterator<Item = u64> {
+        let filled = move |sheet: &&Sheet| sheet.mode == mode && !sheet.blocks.is_empty();
+        self.sheets.iter().rev().filter(filled).map(|sheet| sheet.virt_page)
+    }
+
+    /// The blocks of the sheet at a virtual page.
+    pub fn blocks_at(&self, virt_page: u64, mode: Mode) -> &[BlockId] {
+        self.known(virt_page, mode).map_or(&[], |at| &self.sheets[at].blocks)
+    }
+
+    /// Whether there are as many of a mode as may be.
+    fn is_full(&self, mode: Mode) -> bool {
+        self.places(mode).count() >= SHEETS_MAX
     }
 
     /// The virtual page of the sheet to take over for another one, where there is none yet or the one there was
     /// has been taken: the newest that is left behind, or, where there are many, the oldest that is not in use.
     pub fn to_take(&self, virt_page: u64, mode: Mode, use_of: impl Fn(u64) -> Use) -> Option<u64> {
-        let known = self.known(virt_page, mode);
-        if known.is_some_and(|at| !self.sheets[at].blocks.is_empty()) {
+        if !self.blocks_at(virt_page, mode).is_empty() {
             return None;
         }
-        let pages = self.places(mode);
-        let many = pages.clone().count() >= SHEETS_MAX;
-        let left_behind = || pages.clone().find(|page| use_of(*page) == Use::LeftBehind);
-        let oldest = || pages.clone().filter(|page| use_of(*page) != Use::Now).last();
-        match known {
-            _ if many => left_behind().or_else(oldest),
+        let left_behind = || self.places(mode).find(|page| use_of(*page) == Use::LeftBehind);
+        let oldest = || self.places(mode).filter(|page| use_of(*page) != Use::Now).last();
+        match self.known(virt_page, mode) {
+            _ if self.is_full(mode) => left_behind().or_else(oldest),
             None => left_behind(),
             Some(_) => None,
         }
@@ -142,10 +146,8 @@ impl CodePage {
 
     /// The virtual page of the oldest sheet, if one more than these would be too many.
     pub fn too_old(&self, virt_page: u64, mode: Mode) -> Option<u64> {
-        let mut filled = self.filled(mode);
-        let full = filled.clone().count() >= SHEETS_MAX;
-        let has_it = || self.known(virt_page, mode).is_some_and(|at| !self.sheets[at].blocks.is_empty());
-        if full && !has_it() { filled.next().map(|sheet| sheet.virt_page) } else { None }
+        let one_more = self.is_full(mode) && self.blocks_at(virt_page, mode).is_empty();
+        self.places(mode).last().filter(|_| one_more)
     }
 
     /// The blocks of a sheet, which has none any more.

@@ -44,23 +44,25 @@ impl Way {
 }
 
 impl Blocks {
-    /// Slides the sheet of `key`'s page and mode that is at `way.from`; returns the blocks that are on it then.
-    fn slide(&mut self, arena: &mut Arena, key: &BlockKey, way: Way, permits: &mut Permits) -> Vec<BlockId> {
+    /// Slides the sheet of `key`'s page and mode that is at `way.from` to where there is none; returns how many
+    /// blocks are on it then.
+    fn slide(&mut self, arena: &mut Arena, key: &BlockKey, way: Way, permits: &mut Permits) -> usize {
         let page = key.phys >> 12;
-        let Some(code) = self.pages.get_mut(&page) else { return Vec::new() };
-        let ids = code.take(way.from, key.mode);
-        let mut slid = Vec::with_capacity(ids.len());
-        for id in ids {
-            if self.slide_block(arena, id, way, permits) {
-                slid.push(id);
-            } else {
-                self.forget(arena, id);
+        let Some(code) = self.pages.get_mut(&page) else { return 0 };
+        debug_assert!(code.blocks_at(way.to, key.mode).is_empty());
+        let mut ids = code.take(way.from, key.mode);
+        ids.retain(|id| {
+            let slid = self.slide_block(arena, *id, way, permits);
+            if !slid {
+                self.forget(arena, *id);
             }
-        }
+            slid
+        });
+        let count = ids.len();
         if let Some(code) = self.pages.get_mut(&page) {
-            code.sheet(way.to, key.mode).blocks = slid.clone();
+            code.sheet(way.to, key.mode).blocks = ids;
         }
-        slid
+        count
     }
 
     /// Whether a block can be slid; if so, it has been.
@@ -129,13 +131,12 @@ impl Vcpu {
         self.blocks.find(key)
     }
 
-    /// Slides the sheet at virtual page `from` to `key`'s page; returns the blocks that are on it then.
-    pub(super) fn slide(&mut self, key: &BlockKey, from: u64) -> Vec<BlockId> {
+    /// Slides the sheet at virtual page `from` to `key`'s page, where there is none.
+    pub(super) fn slide(&mut self, key: &BlockKey, from: u64) {
         let to = key.virt >> 12;
         let way = Way { from, to, page_id: self.blocks.page_id(to, key.phys >> 12, key.mode) };
         let mut permits = Permits { mirror: &mut self.tlb.mirror, checked: &self.mirroring.checked };
         let slid = self.blocks.slide(&mut self.arena, key, way, &mut permits);
-        self.statistics.blocks_slid += slid.len() as u64;
-        slid
+        self.statistics.blocks_slid += slid as u64;
     }
 }

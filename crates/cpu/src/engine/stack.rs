@@ -25,7 +25,7 @@ use iced_x86::{Code, Instruction, Register};
 use x86::gpr;
 
 /// How far from a claimed chunk the stack pointer may be where a block is entered, in bytes.
-pub const NEAR: i64 = 64 << 10;
+const NEAR: i64 = 64 << 10;
 /// It may be anywhere.
 const LOST: i64 = i64::MAX;
 
@@ -44,10 +44,15 @@ impl Move {
     /// How far from a claimed chunk it can be at most once what it depends on is guarded.
     fn away(self) -> i64 {
         match self {
-            Move::To { more, .. } if i64::from(more).abs() <= NEAR => i64::from(more).abs(),
+            Move::To { more, .. } if is_short(more) => i64::from(more).abs(),
             _ => 0,
         }
     }
+}
+
+/// Whether a move by so much needs no more than that what it is from is guarded; else where it leads to is.
+pub fn is_short(more: i32) -> bool {
+    i64::from(more).abs() <= NEAR
 }
 
 /// See the module's head.
@@ -59,7 +64,15 @@ struct State {
     moved: Option<(u8, Move)>,
 }
 
+impl Default for State {
+    /// Where a block is entered.
+    fn default() -> Self {
+        Self { away: NEAR, moved: None }
+    }
+}
+
 /// Where the stack pointer may be in a block being read.
+#[derive(Default)]
 pub struct Stack {
     now: State,
     /// Behind each instruction.
@@ -68,16 +81,10 @@ pub struct Stack {
     guarded: Vec<(u8, Move)>,
 }
 
-impl Default for Stack {
-    fn default() -> Self {
-        Self { now: State { away: NEAR, moved: None }, behind: Vec::new(), guarded: Vec::new() }
-    }
-}
-
 impl Stack {
     /// Begins a block.
     pub fn begin(&mut self) {
-        self.now = State { away: NEAR, moved: None };
+        self.now = State::default();
         self.behind.clear();
         self.guarded.clear();
     }
@@ -102,8 +109,9 @@ impl Stack {
         (insn, apart): (u8, bool),
         by: Option<i64>,
     ) {
-        if may_leave(class) {
-            self.settle();
+        if class == Class::Conditional {
+            // The block may be left here.
+            self.now = settled(self.now, &mut self.guarded);
         }
         let proved = !apart
             && match class {
@@ -125,11 +133,6 @@ impl Stack {
         self.behind.push(self.now);
     }
 
-    /// The block may be left here.
-    fn settle(&mut self) {
-        self.now = settled(self.now, &mut self.guarded);
-    }
-
     /// The block has so many instructions of those taken in.
     pub fn end(&mut self, count: usize) {
         if let Some(last) = count.checked_sub(1).and_then(|last| self.behind.get(last)) {
@@ -143,6 +146,7 @@ impl Stack {
     }
 }
 
+/// Behind a place where the block may be left, before which a move that leads too far is guarded.
 fn settled(state: State, guarded: &mut Vec<(u8, Move)>) -> State {
     match state.moved {
         Some((insn, moved)) if state.away > NEAR => {
@@ -151,11 +155,6 @@ fn settled(state: State, guarded: &mut Vec<(u8, Move)>) -> State {
         }
         _ => state,
     }
-}
-
-/// Whether translated code may go on elsewhere instead of executing what follows.
-fn may_leave(class: Class) -> bool {
-    matches!(class, Class::Conditional | Class::Counted | Class::Jump | Class::JumpIndirect)
 }
 
 /// What RET takes off the stack beyond the return address.
@@ -192,10 +191,10 @@ fn how(instr: &Instruction, class: Class, by: Option<i64>) -> Move {
 impl Vcpu {
     /// Whether code of a mode may run with the stack pointer as it is.
     pub(super) fn stack_is_claimed(&mut self, mode: Mode) -> bool {
-        let at = self.state().gpr[gpr::RSP] & !(CHUNK - 1);
         if !mode.has(Mode::MIRRORED) {
             return true;
         }
+        let at = self.state().gpr[gpr::RSP] & !(CHUNK - 1);
         let claimed = at == self.hot().stack_at || self.tlb.mirror.claim(at);
         if claimed {
             self.hot().stack_at = at;

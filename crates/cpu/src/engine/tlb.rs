@@ -337,13 +337,8 @@ impl Tlb {
     /// too.
     pub fn code(&mut self, arena: &Arena, mode: Mode, virt: GuestVirt) -> Option<GuestPhys> {
         let (set, page) = (mode.set(), virt.page());
-        let slot = code_slot(page);
-        let side = self.sets[set].code[slot];
-        let found = if side.virt_page == page && hot(arena).sets[set].code_page[slot] != 0 {
-            Some(GuestPhys(side.phys_page << 12))
-        } else {
-            self.find_code(arena, set, virt)
-        };
+        let shown = self.shown_code(arena, set, page).map(|phys_page| GuestPhys(phys_page << 12));
+        let found = shown.or_else(|| self.find_code(arena, set, virt));
         if let Some(phys) = found {
             self.note_entered(mode, virt, phys);
         }
@@ -360,13 +355,18 @@ impl Tlb {
     /// Whether code of a physical page may be running, or be entered without being found anew, at a virtual
     /// page.
     pub fn runs_code(&self, arena: &Arena, mode: Mode, virt_page: u64, phys_page: u64) -> bool {
-        let (set, slot) = (mode.set(), code_slot(virt_page));
-        let side = self.sets[set].code[slot];
-        let shown = hot(arena).sets[set].code_page[slot] != 0
-            && (side.virt_page, side.phys_page) == (virt_page, phys_page);
         let virt = virt_page << 12;
         let entered = if is_upper(virt) { &self.entered } else { &self.mirror.entered };
-        shown || is_open(mode, virt) && entered.is_at(virt_page, phys_page)
+        self.shown_code(arena, mode.set(), virt_page) == Some(phys_page)
+            || is_open(mode, virt) && entered.is_at(virt_page, phys_page)
+    }
+
+    /// The physical page that emitted code is told to be behind a virtual one.
+    fn shown_code(&self, arena: &Arena, set: usize, virt_page: u64) -> Option<u64> {
+        let slot = code_slot(virt_page);
+        let side = self.sets[set].code[slot];
+        let shown = side.virt_page == virt_page && hot(arena).sets[set].code_page[slot] != 0;
+        shown.then_some(side.phys_page)
     }
 
     /// Whether an address space is known to have a physical page at a virtual one, so that a program may come

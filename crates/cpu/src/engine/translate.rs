@@ -180,13 +180,6 @@ impl Translator {
             let rest = count - 1 - k as u8;
             let at = start.wrapping_add_signed(d.delta as isize);
             (first, end) = (first.min(at), end.max(at + d.len as usize));
-            let moved = self.grouping.stack.guard_of(k as u8);
-            if moved.is_some_and(|moved| d.apart || !e.guard_stack(moved)) {
-                mark!(StackFollowedByRust);
-                e.interpret();
-                open = d.class != Class::InterpretAndLeave;
-                continue;
-            }
             open = self.instruction(&mut e, d, &page[at..][..d.len as usize], rest);
         }
         let after = decoded.last().expect("at least one instruction").next;
@@ -224,7 +217,6 @@ impl Translator {
     }
 
     fn decode(&mut self, key: BlockKey, page: &[u8], limit: u8, surroundings: &mut dyn Surroundings) {
-        let group = key.shares && key.mode.is64() || key.mode.has(Mode::MIRRORED);
         self.decoded.clear();
         let begin = key.phys as usize % PAGE_SIZE;
         let base = key.virt.wrapping_sub(begin as u64);
@@ -248,7 +240,7 @@ impl Translator {
                 if crossing { Class::InterpretAndLeave } else { classify(&instr, info, key.mode, self.v3) };
             let insn = self.decoded.len() as u8;
             let apart = key.mode.has(Mode::MIRRORED) && stands_apart(&instr, class, surroundings);
-            match (group, apart) {
+            match (key.mode.is64(), apart) {
                 (true, false) => self.grouping.add(&instr, class, used, insn),
                 (true, true) => self.grouping.add_apart(&instr, class, used, insn),
                 _ => {}
@@ -303,6 +295,12 @@ impl Translator {
     /// Emits one instruction; false when nothing follows it.
     fn instruction(&mut self, e: &mut Emitter, d: &Decoded, bytes: &[u8], rest: u8) -> bool {
         let instr = &d.instr;
+        let moved = self.grouping.stack.guard_of(e.insn);
+        if moved.is_some_and(|moved| d.apart || !e.guard_stack(moved)) {
+            mark!(StackFollowedByRust);
+            e.interpret();
+            return d.class != Class::InterpretAndLeave;
+        }
         if d.then != Then::Next {
             follow(e, d, rest);
             return true;

@@ -6,10 +6,10 @@ use crate::marks::{Mark, count};
 use base::PAGE_SIZE;
 
 const USER: u64 = 7 | 1 << 5;
-const FRAME: u64 = 0x10_0000;
+pub(super) const FRAME: u64 = 0x10_0000;
 pub(super) const FREE: u64 = 0x20_0000;
 /// An address at which a program is likely to have something and we are not.
-const FAR: u64 = 0x3fff_1234_5000;
+pub(super) const FAR: u64 = 0x3fff_1234_5000;
 
 /// A program at `CODE` that ends in an endless loop.
 pub(super) fn program(build: impl FnOnce(&mut CodeAssembler)) -> Guest {
@@ -73,10 +73,16 @@ pub(super) fn show_entry(guest: &mut Guest, virt: u64, free: &mut u64) -> u64 {
     table + (virt >> 12) % 512 * 8
 }
 
-#[test]
-fn what_the_guest_has_at_an_address_of_ours_is_the_guests() {
+/// Memory of ours, and where a page of it begins that has others on either side.
+pub(super) fn ours() -> (Vec<u8>, u64) {
     let ours = vec![0xaa_u8; 4 * PAGE_SIZE];
     let virt = (ours.as_ptr() as u64 + PAGE_SIZE as u64) & !0xfff;
+    (ours, virt)
+}
+
+#[test]
+fn what_the_guest_has_at_an_address_of_ours_is_the_guests() {
+    let (ours, virt) = ours();
     let mut guest = mirrored(|a| {
         let mut top = a.create_label();
         a.set_label(&mut top).unwrap();

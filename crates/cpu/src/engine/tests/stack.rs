@@ -1,13 +1,10 @@
 //! Stack pointers that are moved to anywhere, in mirrored code, beside the same executed from Rust.
 
 use super::fast_calls::take_calls_at;
-use super::mirrored::{FREE, map, mirrored, program};
+use super::mirrored::{FAR, FRAME, FREE, map, mirrored, ours, program};
 use super::*;
 use crate::marks::{Mark, count};
-use base::PAGE_SIZE;
 
-const FRAME: u64 = 0x10_0000;
-const FAR: u64 = 0x3fff_1234_5000;
 const KERNEL: u64 = 0x1_1000;
 
 /// Moves RSP to RBX in one way or another; RBP is as far below RSP as RBX is.
@@ -116,8 +113,7 @@ fn wherever_the_stack_pointer_is_moved_what_happens_is_what_rust_does() {
 
 #[test]
 fn a_stack_where_we_have_something_is_the_guests() {
-    let ours = vec![0xaa_u8; 4 * PAGE_SIZE];
-    let virt = (ours.as_ptr() as u64 + PAGE_SIZE as u64) & !0xfff;
+    let (ours, virt) = ours();
     for (nth, way) in WAYS.iter().enumerate() {
         let [with, without] = ends(moves(*way), &[virt, virt + 4096], virt + 0x1010, 1000);
         assert!(with == without, "way {nth}");
@@ -128,8 +124,7 @@ fn a_stack_where_we_have_something_is_the_guests() {
 /// Little by little, without an access in between, over whatever is on the way.
 #[test]
 fn a_stack_pointer_that_wanders_off_does_not_get_past_what_guards_us() {
-    let ours = vec![0xaa_u8; 4 * PAGE_SIZE];
-    let virt = (ours.as_ptr() as u64 + PAGE_SIZE as u64) & !0xfff;
+    let (ours, virt) = ours();
     let steps: [Way; 4] = [
         |a| a.sub(rsp, 0x8000).unwrap(),
         |a| a.add(rsp, 0x10_0000).unwrap(),
@@ -162,8 +157,7 @@ fn a_stack_pointer_that_wanders_off_does_not_get_past_what_guards_us() {
 /// The kernel gives its program another stack, and goes back by SYSRET.
 #[test]
 fn a_stack_that_the_kernel_gives_is_looked_at() {
-    let ours = vec![0xaa_u8; 4 * PAGE_SIZE];
-    let virt = (ours.as_ptr() as u64 + PAGE_SIZE as u64) & !0xfff;
+    let (ours, virt) = ours();
     let build = |a: &mut CodeAssembler| {
         let mut top = a.create_label();
         a.set_label(&mut top).unwrap();
