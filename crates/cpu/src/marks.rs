@@ -72,6 +72,8 @@ marks! {
     AddressForgotten,
     /// A block is slid to another address.
     BlockSlid,
+    /// A block is linked to again.
+    Rejoined,
     /// An address space is mirrored.
     MirrorAdopted,
     /// It needed too many pages.
@@ -123,6 +125,8 @@ marks! {
     /// SYSCALL and SYSRET in translated code.
     FastSyscall,
     FastSysret,
+    /// IRETQ that stays in translated code where it can.
+    FastIretq,
     /// MOVS or STOS in translated code.
     StringThunk,
     /// One tried again where it stands once the TLB knows its pages.

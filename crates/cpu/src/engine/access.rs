@@ -49,7 +49,7 @@ impl Vcpu {
     pub(super) fn access(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId, wanted: Wanted) -> Next {
         let _work = profile::work(Work::TlbMiss);
         let Wanted { linear, size, write } = wanted;
-        let BlockExit { block, insn: k, kind } = self.blocks.exits[id.0 as usize];
+        let BlockExit { block, insn: k, kind, .. } = self.blocks.exits[id.0 as usize];
         let leader = matches!(kind, ExitKind::Access { across: 1.., .. });
         let virt = GuestVirt(linear);
         let crossing = virt.page_offset() + size > PAGE_SIZE;
@@ -126,7 +126,7 @@ impl Vcpu {
         }
         let mapping = Mapping { entries: &found.entries[..found.levels], long };
         let access = Touched { write, address: virt, page };
-        self.tlb.fill_data(&self.arena, bus.ram(), mode, access, &mapping);
+        self.tlb.fill_data(&self.arena, bus.ram(), mode, access, found.writable_now, &mapping);
         Ok(true)
     }
 

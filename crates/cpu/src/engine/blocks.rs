@@ -16,8 +16,7 @@
 
 use super::arena::{Arena, want_large_pages};
 use super::classify::Class;
-use super::entered::{CodeAt, is_open};
-use super::hot::{JUMP_ENTRIES, SPREAD, spread};
+use super::hot::SPREAD;
 use super::moves::Moves;
 use super::sheets::{CodePage, Keys};
 use crate::marks::mark;
@@ -187,7 +186,9 @@ pub struct Block {
     pub grouped: bool,
     /// False once its guest bytes were written.
     pub live: bool,
-    /// Exits linked to this block.
+    /// It has been jumped to through the jump cache.
+    pub indirect: bool,
+    /// Exits that are linked to this block, and some that have been (see `links`).
     pub incoming: Incoming,
     /// The first of its exits.
     pub exits: u32,
@@ -259,6 +260,8 @@ pub struct Exit {
     pub block: BlockId,
     /// The instruction it belongs to.
     pub insn: u8,
+    /// It has been linked at some time.
+    pub joined: bool,
     pub kind: ExitKind,
 }
 
@@ -269,8 +272,6 @@ pub type PageId = u32;
 const FIRST_PAGE_ID: PageId = 256;
 /// Identities of pages. Programs that start again and again have ever new ones.
 const PAGE_IDS_MAX: usize = 1 << 17;
-/// Exits linked to a block that are looked through for what is there twice.
-const INCOMING_LOOKED_THROUGH: usize = 64;
 
 /// All translated code of a vCPU.
 pub struct Blocks {
@@ -429,25 +430,6 @@ impl Blocks {
         }
     }
 
-    /// Makes exit `from` (a direct jump) go straight to block `to`.
-    pub fn link(&mut self, arena: &mut Arena, from: ExitId, to: BlockId) {
-        let exit = self.exits[from.0 as usize];
-        let ExitKind::Branch { target, field, .. } = exit.kind else { return };
-        let source = &self.list[exit.block.0 as usize];
-        let to_block = &self.list[to.0 as usize];
-        debug_assert_eq!(target, to_block.key.virt);
-        let same_page = source.key.virt >> 12 == target >> 12;
-        let address = if same_page { to_block.entry } else { to_block.checked };
-        arena.patch_jump(field, address);
-        let incoming = &mut self.list[to.0 as usize].incoming;
-        // The exit of a block that took another one's place may have been linked before.
-        if incoming.len() >= INCOMING_LOOKED_THROUGH && incoming.len() == incoming.capacity() {
-            incoming.sort_unstable_by_key(|exit| exit.0);
-            incoming.dedup();
-        }
-        incoming.push(from);
-    }
-
     /// Keeps a decoded instruction for an exit.
     pub fn keep_decoded(&mut self, decoded: (Instruction, Class)) -> DecodedId {
         if let Some(free) = self.free_decoded.pop() {
@@ -466,16 +448,6 @@ impl Blocks {
         {
             self.free_decoded.push(decoded);
         }
-    }
-
-    /// Makes the way out of `from`, a group of accesses that are not all on one page, go straight to
-    /// the same instruction of the block's twin.
-    pub fn link_across(&mut self, arena: &mut Arena, from: ExitId, twin: BlockId) {
-        let Exit { insn, kind, .. } = self.exits[from.0 as usize];
-        let ExitKind::Access { across: field @ 1.., .. } = kind else { return };
-        let to = &mut self.list[twin.0 as usize];
-        arena.patch_jump(field, to.host_of(insn));
-        to.incoming.push(from);
     }
 
     /// Forgets the blocks of physical page `page` that overlap the written bytes. True if no
@@ -537,56 +509,6 @@ impl Blocks {
         self.leave_jump_caches(arena, id);
     }
 
-    /// Makes a jump lead out of translated code again.
-    pub fn unlink(&self, arena: &mut Arena, exit: ExitId) {
-        mark!(Unlinked);
-        match self.exits[exit.0 as usize].kind {
-            ExitKind::Branch { field, stub, .. } => arena.patch_jump(field, stub),
-            ExitKind::Access { across, .. } => arena.patch_jump(across, across + 4),
-            _ => unreachable!("only jumps are linked"),
-        }
-    }
-
-    /// Undoes what leads from other pages to blocks that are entered without looking: they are not to be
-    /// entered unless they are found anew.
-    pub fn close_page(&mut self, arena: &mut Arena, (virt_page, phys_page): CodeAt) {
-        let Some(code) = self.pages.get(&phys_page) else { return };
-        let at = |virt: u64, mode: Mode| virt >> 12 == virt_page && is_open(mode, virt);
-        let sheets = code.sheets().iter().filter(|sheet| at(sheet.virt_page << 12, sheet.mode));
-        let ids: Vec<BlockId> = sheets.flat_map(|sheet| sheet.blocks.iter().copied()).collect();
-        for id in ids {
-            if self.get(id).live {
-                mark!(PageClosed);
-                self.part(arena, id, |source| at(source.virt, source.mode));
-                self.leave_jump_caches(arena, id);
-            }
-        }
-    }
-
-    /// Undoes what leads to a block from others than these.
-    pub fn part(&mut self, arena: &mut Arena, id: BlockId, stays: impl Fn(&BlockKey) -> bool) {
-        let incoming = std::mem::take(&mut self.list[id.0 as usize].incoming);
-        let (inside, outside): (Incoming, Incoming) =
-            incoming.into_iter().partition(|exit| stays(&self.source_of(*exit)));
-        outside.into_iter().for_each(|exit| self.unlink(arena, exit));
-        self.list[id.0 as usize].incoming = inside;
-    }
-
-    pub fn leave_jump_caches(&self, arena: &Arena, id: BlockId) {
-        let block = self.get(id);
-        let checked = block.checked as u64;
-        let slot = block.key.virt as usize % JUMP_ENTRIES;
-        // SAFETY: the arena's hot data; translated code is not running.
-        let hot = unsafe { &mut *arena.hot() };
-        let behind = spread(block.key.virt);
-        let set = &mut hot.sets[block.key.mode.set()];
-        for (table, slot) in [(&mut set.jump[..], slot), (&mut set.jump_behind, behind)] {
-            if table[slot].code == checked {
-                table[slot] = empty_jump(slot);
-            }
-        }
-    }
-
     /// The block whose cold part holds host address `host`.
     pub fn at_cold(&self, host: u32) -> Option<&Block> {
         if host < self.cold {
@@ -625,11 +547,6 @@ impl Blocks {
 /// The bit of [`Blocks::may_begin`] for a physical address.
 fn begin_bit(phys: u64) -> usize {
     (phys.wrapping_mul(SPREAD) >> (64 - BEGINS.trailing_zeros())) as usize
-}
-
-/// A jump-cache entry that matches nothing.
-pub fn empty_jump(slot: usize) -> super::hot::JumpEntry {
-    super::hot::JumpEntry { neg_target: u64::from(slot == 0), code: 0 }
 }
 
 fn lines(offset: usize, len: usize) -> u64 {

@@ -84,6 +84,7 @@ impl Vcpu {
         for exit in self.blocks.exits_of(id).map(ExitId) {
             if matches!(self.blocks.exits[exit.0 as usize].kind, ExitKind::Branch { .. }) {
                 self.blocks.unlink(&mut self.arena, exit);
+                self.blocks.exits[exit.0 as usize].joined = false;
             }
         }
     }

@@ -124,6 +124,7 @@ impl Blocks {
             insns: Arc::clone(&block.insns),
             second_page: None,
             live: true,
+            indirect: false,
             exits: first_exit,
             incoming: Incoming::new(),
             moves: Some(moves.clone()),
@@ -134,7 +135,7 @@ impl Blocks {
         moves.cold().for_each(|(at, kind)| mend.field(to_cold + at, distance.cold, kind));
         for exit in exits {
             let Exit { insn, kind, .. } = self.exits[exit as usize];
-            self.exits.push(Exit { block: new, insn, kind: mend.exit(kind) });
+            self.exits.push(Exit { block: new, insn, joined: false, kind: mend.exit(kind) });
         }
         mark!(BlockCopied);
         Some(self.add(copy))

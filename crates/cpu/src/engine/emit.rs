@@ -268,7 +268,7 @@ impl<'a> Emitter<'a> {
     /// A new way out of instruction `insn`.
     pub fn exit_for(&mut self, insn: u8, kind: ExitKind) -> ExitId {
         let id = ExitId(self.exits.len() as u32);
-        self.exits.push(Exit { block: self.block, insn, kind });
+        self.exits.push(Exit { block: self.block, insn, joined: false, kind });
         id
     }
 

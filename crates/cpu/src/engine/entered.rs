@@ -7,7 +7,8 @@
 //! kernel's, which all address spaces share. The pages that their blocks are found at are noted instead
 //! ([`Entered::note`], whenever the tables are asked for a page of code). When one is dropped, or the
 //! mirror goes to another program, the links and jump-cache entries that lead there from other pages are
-//! undone before translated code runs again ([`super::blocks::Blocks::close_page`]).
+//! undone before translated code runs again, and those that lead there still are back when it is noted again (see
+//! [`super::links`]).
 //!
 //! So a block of a noted page may be linked to, and nothing leads to one of a page that is not noted any more.
 
@@ -31,20 +32,24 @@ pub struct Entered {
     pages: HashMap<u64, u64, BuildMix>,
     /// Dropped, and perhaps still led to.
     left: Vec<CodeAt>,
+    /// Noted, and perhaps not led to yet.
+    come: Vec<CodeAt>,
 }
 
 impl Entered {
     /// Code has been found at a page.
     pub fn note(&mut self, virt: GuestVirt, phys: GuestPhys) {
         let (page, now) = (virt.page(), phys.page());
-        if let Some(before) = self.pages.insert(page, now).filter(|before| *before != now) {
-            self.left.push((page, before));
+        let before = self.pages.insert(page, now);
+        if before != Some(now) {
+            self.come.push((page, now));
+            self.left.extend(before.map(|before| (page, before)));
         }
     }
 
-    /// Whether code of a physical page may be entered at a virtual one.
-    pub fn is_at(&self, virt_page: u64, phys_page: u64) -> bool {
-        self.pages.get(&virt_page) == Some(&phys_page)
+    /// The physical page whose code may be entered at a virtual one.
+    pub fn behind(&self, virt_page: u64) -> Option<u64> {
+        self.pages.get(&virt_page).copied()
     }
 
     /// So many virtual pages are dropped.
@@ -64,6 +69,16 @@ impl Entered {
     /// All are.
     pub fn leave_all(&mut self) {
         self.left.extend(self.pages.drain());
+    }
+
+    /// One of those that have been noted anew and not been dropped since.
+    pub fn next_come(&mut self) -> Option<CodeAt> {
+        while let Some((virt_page, phys_page)) = self.come.pop() {
+            if self.behind(virt_page) == Some(phys_page) {
+                return Some((virt_page, phys_page));
+            }
+        }
+        None
     }
 
     /// One of those that have been dropped, each once.

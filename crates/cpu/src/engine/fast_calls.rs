@@ -6,7 +6,7 @@
 //! that it would come to from there, and the other way round.
 //!
 //! What is common is done here: 64-bit code on both sides, no flag that needs care (TF, AC, NT and the
-//! like), no interrupt that SYSRET would let in, no page to be unmapped before a program runs, its stack pointer where
+//! like), no interrupt that SYSRET would let in, nothing to be done to the mirror before a program runs, its stack pointer where
 //! one has been looked at (see [`super::stack`]). Anything else is left to Rust with nothing done yet.
 //! Segments change to flat ones whose hidden parts follow from IA32_STAR; Rust keeps them ready in the
 //! hot data ([`ready`]).
@@ -16,6 +16,7 @@ use super::blocks::{DecodedId, ExitKind, Mode};
 use super::emit::Emitter;
 use super::hot::{Field, Hot, KERNEL};
 use super::regs::RCX_HOME;
+use super::returns;
 use super::thunks::{put_flags_aside, restore_flags};
 use crate::marks::mark;
 use crate::system::{SYSRET_FLAGS, syscall_segments, sysret_segments};
@@ -34,6 +35,8 @@ pub struct Family {
 pub struct FastCalls {
     syscall: u32,
     sysret: u32,
+    /// See [`super::returns`].
+    pub iretq: u32,
 }
 
 /// What code and stack segment become, less their bases of 0: the second eight bytes of each.
@@ -45,8 +48,9 @@ pub struct Ready {
     pub sysret: [u64; 2],
 }
 
-/// Makes `hot` follow IA32_STAR.
+/// Makes `hot` follow IA32_STAR, and what returns go by.
 pub fn ready(hot: &mut Hot) {
+    returns::ready(hot);
     let star = hot.state.msr.star;
     // A STAR of zero is that of power-on, for which nothing is ready either.
     if hot.ready.star != star || hot.ready.syscall[0] == 0 {
@@ -55,7 +59,8 @@ pub fn ready(hot: &mut Hot) {
     }
 }
 
-fn second_half(segment: Segment) -> u64 {
+/// All of a segment but its base.
+pub fn second_half(segment: Segment) -> u64 {
     u64::from(segment.limit) | u64::from(segment.attributes) << 32 | u64::from(segment.selector) << 48
 }
 
@@ -73,7 +78,7 @@ pub fn emit_sysret(e: &mut Emitter) {
 }
 
 /// The thunks take the exit to Rust in ECX; the next one is for a target not in the jump cache.
-fn go(e: &mut Emitter, thunk: u32) {
+pub fn go(e: &mut Emitter, thunk: u32) {
     e.release();
     let id = e.exit_for(e.insn, ExitKind::Interpret { decoded: DecodedId::NONE });
     e.exit_for(e.insn, ExitKind::FastCall);
@@ -85,29 +90,32 @@ fn go(e: &mut Emitter, thunk: u32) {
 const OTHERS: u32 = !(flags::STATUS | flags::IF | flags::DF | flags::AC | flags::RF | flags::VM) as u32;
 /// Those that SYSCALL must leave clear to be done here.
 const SYSCALL_CARE: u32 = (flags::TF | flags::AC | flags::RF | flags::VM) as u32;
-/// Those that SYSRET must leave as they are.
-const SYSRET_CARE: u32 = !(flags::STATUS | flags::IF | flags::DF | flags::FIXED) as u32;
+/// Those that SYSRET and IRETQ must leave as they are.
+pub const SYSRET_CARE: u32 = !(flags::STATUS | flags::IF | flags::DF | flags::FIXED) as u32;
 
 /// Emits the thunks; `exit` is the exit door.
 pub fn thunks(asm: &mut Asm, base: u32, exit: u32) -> FastCalls {
     let mut thunk = Thunk { asm, base, exit, slow: Vec::new() };
-    FastCalls { syscall: thunk.syscall(), sysret: thunk.sysret() }
+    FastCalls { syscall: thunk.syscall(), sysret: thunk.sysret(), iretq: thunk.iretq() }
 }
 
-struct Thunk<'a> {
-    asm: &'a mut Asm,
+/// One being emitted.
+pub struct Thunk<'a> {
+    pub asm: &'a mut Asm,
     base: u32,
     exit: u32,
     /// Ways to Rust.
-    slow: Vec<Fixup32>,
+    pub slow: Vec<Fixup32>,
 }
 
 impl Thunk<'_> {
-    fn field(&self, offset: u32) -> Mem {
+    /// A field of the hot data.
+    pub fn field(&self, offset: u32) -> Mem {
         Mem::abs(self.base + offset)
     }
 
-    fn load(&mut self, width: Width, to: Reg, field: u32) {
+    /// Loads one.
+    pub fn load(&mut self, width: Width, to: Reg, field: u32) {
         let from = self.field(field);
         self.asm.load(width, to, from);
     }
@@ -120,6 +128,7 @@ impl Thunk<'_> {
     /// With the address behind SYSCALL in R10.
     fn syscall(&mut self) -> u32 {
         let start = self.begin();
+        self.unless_off();
         // ecx = RFLAGS
         self.asm.bytes(&[0x0f, 0xb6, 0xcc, 0x44, 0x0f, 0xb6, 0xd8]); // movzx ecx, ah; movzx r11d, al
         self.asm.bytes(&[0x41, 0xc1, 0xe3, 11, 0x44, 0x09, 0xd9]); // shl r11d, 11; or ecx, r11d
@@ -146,6 +155,7 @@ impl Thunk<'_> {
 
     fn sysret(&mut self) -> u32 {
         let start = self.begin();
+        self.unless_off();
         self.load(Width::W32, Reg::RCX, Field::gpr(gpr::R11));
         self.asm.bytes(&[0x81, 0xe1]); // and ecx, …
         self.asm.bytes(&(SYSRET_FLAGS as u32).to_le_bytes());
@@ -157,36 +167,51 @@ impl Thunk<'_> {
         self.asm.mov(Width::W64, Reg::RAX, RCX_HOME);
         self.asm.bytes(&[0x48, 0xc1, 0xf8, 47, 0x83, 0xc0, 1, 0x83, 0xf8, 1]); // sar rax, 47; add eax, 1; cmp eax, 1
         self.slow.push(self.asm.jcc_forward(7));
+        self.unless_quiet();
+        self.asm.mov(Width::W64, Reg::RAX, Reg::RSP);
+        self.unless_claimed();
+        self.asm.mov(Width::W64, Reg::R10, RCX_HOME);
+        self.finish(None, Field::READY_SYSRET, 3);
+        start
+    }
+
+    /// Puts the exit, RAX and the status flags aside, the latter into AX too.
+    pub fn begin(&mut self) -> u32 {
+        let start = self.asm.here();
+        self.store(Width::W64, Field::EXIT, Reg::RCX);
+        put_flags_aside(self.asm, self.base);
+        start
+    }
+
+    /// Away unless EFER.SCE is set.
+    fn unless_off(&mut self) {
+        self.load(Width::W32, Reg::R11, Field::EFER);
+        self.asm.bytes(&[0x41, 0xf6, 0xc3, 1]); // test r11b, SCE
+        self.slow.push(self.asm.jcc_forward(4));
+    }
+
+    /// Away if an interrupt waits that RFLAGS ECX let in, or something has to be done to the mirror before a program
+    /// runs.
+    pub fn unless_quiet(&mut self) {
         self.load(Width::W32, Reg::RAX, Field::PENDING);
         self.asm.bytes(&[0xc1, 0xe0, 9, 0x85, 0xc8]); // shl eax, 9; test eax, ecx
         self.slow.push(self.asm.jcc_forward(5));
         self.load(Width::W32, Reg::RAX, Field::STALE);
         self.asm.bytes(&[0x85, 0xc0]); // test eax, eax
         self.slow.push(self.asm.jcc_forward(5));
-        self.asm.mov(Width::W64, Reg::RAX, Reg::RSP);
+    }
+
+    /// Away if the stack pointer in RAX is not where one has been found to be well.
+    pub fn unless_claimed(&mut self) {
         self.load(Width::W64, Reg::R11, Field::STACK_AT);
         self.asm.bytes(&[0x4c, 0x31, 0xd8]); // xor rax, r11
         self.load(Width::W64, Reg::R11, Field::STACK_MASK);
         self.asm.bytes(&[0x4c, 0x85, 0xd8]); // test rax, r11
         self.slow.push(self.asm.jcc_forward(5));
-        self.asm.mov(Width::W64, Reg::R10, RCX_HOME);
-        self.finish(None, Field::READY_SYSRET, 3);
-        start
-    }
-
-    /// Puts the exit, RAX and the status flags aside, the latter into AX too; on if EFER.SCE is set.
-    fn begin(&mut self) -> u32 {
-        let start = self.asm.here();
-        self.store(Width::W64, Field::EXIT, Reg::RCX);
-        put_flags_aside(self.asm, self.base);
-        self.load(Width::W32, Reg::R11, Field::EFER);
-        self.asm.bytes(&[0x41, 0xf6, 0xc3, 1]); // test r11b, SCE
-        self.slow.push(self.asm.jcc_forward(4));
-        start
     }
 
     /// `test` with an immediate, and away if any bit is set.
-    fn unless_clear(&mut self, test: &[u8], bits: u32) {
+    pub fn unless_clear(&mut self, test: &[u8], bits: u32) {
         self.asm.bytes(test);
         self.asm.bytes(&bits.to_le_bytes());
         self.slow.push(self.asm.jcc_forward(5));
@@ -194,7 +219,7 @@ impl Thunk<'_> {
 
     /// On with RFLAGS ECX at the address in R10, in another mode set, or in the one that programs have now;
     /// emits the ways to Rust too.
-    fn finish(&mut self, set: Option<usize>, ready: u32, cpl: u8) {
+    pub fn finish(&mut self, set: Option<usize>, ready: u32, cpl: u8) {
         for (field, bit) in [(Field::INTERRUPTS, 9), (Field::DIRECTION, 10), (Field::ALIGNMENT, 18)] {
             self.asm.bytes(&[0x41, 0x89, 0xcb, 0x41, 0xc1, 0xeb, bit, 0x41, 0x83, 0xe3, 1]); // mov r11d, ecx; shr r11d, bit; and r11d, 1
             self.store(Width::W32, field, Reg::R11);

@@ -7,6 +7,7 @@
 use super::blocks::Mode;
 use super::fast_calls::Ready;
 use super::groups::GROUP_SLOTS;
+use super::returns::Known;
 use crate::CpuState;
 use std::mem::offset_of;
 
@@ -123,7 +124,7 @@ pub struct Hot {
     pub pending: u32,
     /// Whether PAUSE gives way to another processor.
     pub yields: u32,
-    /// Whether pages have to be unmapped before a program runs (see `mirror`).
+    /// Whether pages have to be unmapped, or one mapped, before a program runs (see `mirror`).
     pub stale: u32,
     /// Budget register at the last STI that enabled interrupts (0: none since the last entry), and
     /// how many instructions counted by then had not run.
@@ -136,6 +137,8 @@ pub struct Hot {
     pub retry: u64,
     /// See there.
     pub ready: Ready,
+    /// See there.
+    pub known: Known,
     /// Where a string thunk goes on.
     pub behind: u64,
     /// The jump cache of the mode that SYSRET leads to.
@@ -203,6 +206,8 @@ impl Field {
     pub const CPL: u32 = (offset_of!(Hot, state) + offset_of!(CpuState, cpl)) as u32;
     pub const READY_SYSCALL: u32 = (offset_of!(Hot, ready) + offset_of!(Ready, syscall)) as u32;
     pub const READY_SYSRET: u32 = (offset_of!(Hot, ready) + offset_of!(Ready, sysret)) as u32;
+    pub const KNOWN: u32 = offset_of!(Hot, known) as u32;
+    pub const NMI_BLOCKED: u32 = (offset_of!(Hot, state) + offset_of!(CpuState, nmi_blocked)) as u32;
     pub const TSC_AUX: u32 = (Self::MSR + offset_of!(crate::SystemMsrs, tsc_aux)) as u32;
     pub const fn ymm(n: usize) -> u32 {
         (offset_of!(Hot, state) + offset_of!(CpuState, fpu) + offset_of!(crate::Fpu, ymm) + 32 * n) as u32

@@ -382,6 +382,11 @@ impl Vcpu {
             }
     }
 
+    /// Whether pages have to be unmapped, or one mapped, before a program runs.
+    pub(super) fn mirror_waits(&self) -> bool {
+        self.tlb.mirror.has_stale() || self.mirroring.faulted.is_some()
+    }
+
     /// Maps the page that the program's last page fault was for, if that has mended it.
     pub(super) fn mirror_after_fault(&mut self, bus: &mut dyn Bus) {
         let Some(virt) = self.mirroring.faulted.take() else { return };

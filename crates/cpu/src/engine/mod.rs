@@ -5,12 +5,12 @@
 //! | `regs` | where guest registers live; the budget register |
 //! | `arena`, `hot` | the memory below 2 GiB that translated code runs in and talks to |
 //! | `thunks`, `signals`, `x87` | crossing between Rust and translated code |
-//! | `asm`, `emit`, `plain`, `strings`, `privileged`, `fast_calls`, `translate`, `classify` | the translator |
+//! | `asm`, `emit`, `plain`, `strings`, `privileged`, `fast_calls`, `returns`, `translate`, `classify` | the translator |
 //! | `mirror`, `mirrored` | programs' memory at their own addresses in this process, without checks |
 //! | `moves`, `copies`, `slides`, `compare` | blocks copied or slid for programs that have the same pages elsewhere |
 //! | `groups`, `stack`, `used` | which accesses share a check, or need none, and what instructions use |
 //! | `blocks`, `sheets`, `tlb`, `spaces`, `tables`, `writers` | what is cached, and when it is dropped |
-//! | `entered` | code that is entered without looking at its page |
+//! | `links`, `entered` | jumps from block to block; code that is entered without looking at its page |
 //! | `run`, `find`, `access`, `interpret`, `flow`, `bounce` | the loop, TLB misses, and executing one instruction from Rust |
 //! | `contexts` | several processors on one engine |
 //! | `profile` | where the host's time goes |
@@ -35,6 +35,7 @@ mod groups;
 mod homeless;
 mod hot;
 mod interpret;
+mod links;
 mod mirror;
 mod mirrored;
 mod moves;
@@ -42,6 +43,7 @@ mod plain;
 mod privileged;
 pub mod profile;
 mod regs;
+mod returns;
 mod run;
 mod sheets;
 mod signals;

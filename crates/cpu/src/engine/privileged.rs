@@ -14,6 +14,7 @@ use super::emit::{Emitter, guest_of};
 use super::fast_calls;
 use super::hot::Field;
 use super::regs::{self, home};
+use super::returns;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use x86::{SegmentIndex, flags};
 
@@ -54,6 +55,10 @@ pub fn emit(e: &mut Emitter, instr: &Instruction, count: u8) -> Option<bool> {
         }
         Mnemonic::Sysretq if kernel && !e.mode.has(Mode::AC) => {
             fast_calls::emit_sysret(e);
+            return Some(true);
+        }
+        Mnemonic::Iretq if kernel && !e.mode.has(Mode::AC) => {
+            returns::emit(e);
             return Some(true);
         }
         Mnemonic::Mov if instr.op1_kind() == OpKind::Register => return read_selector(e, instr),

@@ -4,7 +4,7 @@ use super::access::Wanted;
 use super::blocks::{BlockId, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
 use super::classify::Class;
 use super::fast_calls;
-use super::hot::{Hot, JUMP_ENTRIES, JumpEntry, spread};
+use super::hot::Hot;
 use super::interpret::{Faulted, MAX_BYTES};
 use super::profile::{self, Work};
 use super::regs;
@@ -14,7 +14,7 @@ use crate::core::{Intent, alignment_checked};
 use crate::marks::mark;
 use crate::{Activity, Bus, debug, deliver};
 use base::{GuestPhys, PAGE_SIZE, Position};
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Mnemonic};
 use memory::Marks;
 use x86::{Exception, flags, paging};
 
@@ -351,6 +351,13 @@ impl Vcpu {
         }
     }
 
+    /// Opens pages of code that have been found again.
+    fn open_come(&mut self) {
+        while let Some(come) = self.tlb.next_come() {
+            self.blocks.open_page(&mut self.arena, come, |mode| self.tlb.runs(mode));
+        }
+    }
+
     /// Undoes what leads to pages of code that have been dropped.
     pub(super) fn close_left(&mut self) {
         while let Some(left) = self.tlb.next_left() {
@@ -362,10 +369,11 @@ impl Vcpu {
     fn prepare_entry(&mut self, bus: &mut dyn Bus) {
         let horizon = self.horizon;
         self.close_left();
+        self.open_come();
         if self.state().cpl == 3 {
             self.tlb.mirror.unmap_stale();
         }
-        let stale = self.tlb.mirror.has_stale() as u32;
+        let stale = self.mirror_waits() as u32;
         let hot = self.hot();
         hot.stale = stale;
         hot.pending = bus.interrupt_pending() as u32;
@@ -490,14 +498,10 @@ impl Vcpu {
         let target = self.hot().r10;
         self.hot().state.rip = target;
         let Some((block, whole)) = self.follow(bus, mode) else { return Next::Loop };
-        let entry = self.blocks.get(block).checked;
         if whole {
-            let found = JumpEntry { neg_target: target.wrapping_neg(), code: entry as u64 };
-            let set = &mut self.hot().sets[mode.set()];
-            set.jump[target as usize % JUMP_ENTRIES] = found;
-            set.jump_behind[spread(target)] = found;
+            self.blocks.join_jump_caches(&self.arena, block);
         }
-        Next::Enter(entry)
+        Next::Enter(self.blocks.get(block).checked)
     }
 
     /// Takes back the stack pointer's move, the return address stored and the count of an indirect
@@ -522,7 +526,8 @@ impl Vcpu {
     pub(super) fn interpret_in_block(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId) -> Next {
         let _work = profile::work(Work::Interpret);
         let budget = self.horizon - self.state().retired;
-        let BlockExit { block, insn, kind } = self.blocks.exits[id.0 as usize];
+        let BlockExit { block, insn, kind, .. } = self.blocks.exits[id.0 as usize];
+        let mut returns = false;
         let done = match self.decoded(bus, mode, id) {
             Ok((instr, class)) => {
                 let in_mirror = self.string_in_mirror(bus, mode, &instr, budget);
@@ -534,6 +539,7 @@ impl Vcpu {
                     mark!(StringFilled);
                     return Next::Enter(self.blocks.get(block).host_of(insn));
                 }
+                returns = instr.mnemonic() == Mnemonic::Iretq;
                 profile::interpreted(instr.mnemonic(), matches!(kind, ExitKind::Access { .. }));
                 match (filled, in_mirror) {
                     (Err(fault), _) => Err(Faulted::from(fault)),
@@ -552,6 +558,9 @@ impl Vcpu {
             }
         };
         self.hot().state.retired += retired;
+        if returns && !self.mirror_waits() {
+            self.note_return(bus, mode);
+        }
         // The leader of a group has left nothing for the others.
         if matches!(kind, ExitKind::Access { leads: true, .. }) || self.groups_stale(block) {
             return match self.twin(bus, block) {

@@ -5,16 +5,17 @@
 //! cache, and only what follows from their addresses is mended (see [`super::moves`]). Jumps between them
 //! remain linked, and the code cache does not fill.
 //!
-//! Nothing may lead to a sheet from elsewhere when it is slid, nor out of it to where the program before had
-//! something: links from and to other pages are undone, and its blocks leave the jump caches (code that is entered without
-//! looking has left them when its page was closed). The sheet has another identity, as
-//! translations cached for other address spaces may know the one before.
+//! Nothing may lead to a sheet from where the program before had something, nor out of it to there: links from and to
+//! other pages are undone, and its blocks leave the jump caches (for code that is entered without looking that
+//! has been done when its page was closed). Pages that have come along to the same program are linked
+//! again (see [`super::links`]). The sheet has another identity, as translations cached for
+//! other address spaces may know the one before.
 //!
 //! Which sheet is taken, and whether one is, [`super::sheets`] decides. Blocks that cannot be at any address are
 //! forgotten.
 
 use super::arena::Arena;
-use super::blocks::{BlockId, BlockKey, Blocks, Exit, ExitKind, PageId};
+use super::blocks::{BlockId, BlockKey, Blocks, Exit, ExitId, ExitKind, PageId};
 use super::copies::{Distance, Mend, Permits};
 use super::entered::is_open;
 use super::moves::{Kind, is_movable};
@@ -36,37 +37,50 @@ impl Way {
     fn slide(&self) -> u64 {
         self.to.wrapping_sub(self.from) << 12
     }
+}
 
-    /// Whether a virtual page is the sheet's, of which some blocks have been slid.
-    fn is_at(&self, virt: u64) -> bool {
-        virt >> 12 == self.from || virt >> 12 == self.to
-    }
+/// What there is of a sheet that has been slid.
+#[derive(Default)]
+struct Slid {
+    blocks: usize,
+    /// Its jumps to other pages that have been linked.
+    apart: Vec<ExitId>,
 }
 
 impl Blocks {
-    /// Slides the sheet of `key`'s page and mode that is at `way.from` to where there is none; returns how many
-    /// blocks are on it then.
-    fn slide(&mut self, arena: &mut Arena, key: &BlockKey, way: Way, permits: &mut Permits) -> usize {
+    /// Slides the sheet of `key`'s page and mode that is at `way.from` to where there is none.
+    fn slide(&mut self, arena: &mut Arena, key: &BlockKey, way: Way, permits: &mut Permits) -> Slid {
         let page = key.phys >> 12;
-        let Some(code) = self.pages.get_mut(&page) else { return 0 };
+        let mut slid = Slid::default();
+        let Some(code) = self.pages.get_mut(&page) else { return slid };
         debug_assert!(code.blocks_at(way.to, key.mode).is_empty());
         let mut ids = code.take(way.from, key.mode);
         ids.retain(|id| {
-            let slid = self.slide_block(arena, *id, way, permits);
-            if !slid {
+            let can = self.slide_block(arena, *id, way, permits, &mut slid.apart);
+            if !can {
                 self.forget(arena, *id);
             }
-            slid
+            can
         });
-        let count = ids.len();
+        if !is_open(key.mode, key.virt) {
+            ids.iter().for_each(|id| self.rejoin(arena, *id, true));
+        }
+        slid.blocks = ids.len();
         if let Some(code) = self.pages.get_mut(&page) {
             code.sheet(way.to, key.mode).blocks = ids;
         }
-        count
+        slid
     }
 
     /// Whether a block can be slid; if so, it has been.
-    fn slide_block(&mut self, arena: &mut Arena, id: BlockId, way: Way, permits: &mut Permits) -> bool {
+    fn slide_block(
+        &mut self,
+        arena: &mut Arena,
+        id: BlockId,
+        way: Way,
+        permits: &mut Permits,
+        apart: &mut Vec<ExitId>,
+    ) -> bool {
         let block = self.get(id);
         let key = BlockKey { virt: block.key.virt.wrapping_add(way.slide()), ..block.key };
         let Some(moves) = block.moves.clone().filter(|_| block.live && is_movable(&key)) else {
@@ -86,13 +100,9 @@ impl Blocks {
             mend.field(at, 0, kind);
         }
         for at in self.exits_of(id) {
-            self.slide_exit(at, way, &mut mend);
+            self.slide_exit(at, way, &mut mend, apart);
         }
         mark!(BlockSlid);
-        let of_sheet = |source: &BlockKey| {
-            source.phys >> 12 == key.phys >> 12 && source.mode == key.mode && way.is_at(source.virt)
-        };
-        self.part(arena, id, of_sheet);
         if !is_open(key.mode, key.virt) {
             self.leave_jump_caches(arena, id);
         }
@@ -101,7 +111,7 @@ impl Blocks {
     }
 
     /// Jumps to the same sheet remain linked.
-    fn slide_exit(&mut self, at: u32, way: Way, mend: &mut Mend) {
+    fn slide_exit(&mut self, at: u32, way: Way, mend: &mut Mend, apart: &mut Vec<ExitId>) {
         let exit = &mut self.exits[at as usize];
         match &mut exit.kind {
             ExitKind::Branch { target, mode, .. } if *mode == mend.key.mode && *target >> 12 == way.from => {
@@ -109,6 +119,9 @@ impl Blocks {
             }
             kind => {
                 let exit = Exit { kind: mend.exit(*kind), ..*exit };
+                if exit.joined {
+                    apart.push(ExitId(at));
+                }
                 self.put_exit(at, exit);
             }
         }
@@ -137,6 +150,12 @@ impl Vcpu {
         let way = Way { from, to, page_id: self.blocks.page_id(to, key.phys >> 12, key.mode) };
         let mut permits = Permits { mirror: &mut self.tlb.mirror, checked: &self.mirroring.checked };
         let slid = self.blocks.slide(&mut self.arena, key, way, &mut permits);
-        self.statistics.blocks_slid += slid as u64;
+        self.statistics.blocks_slid += slid.blocks as u64;
+        for exit in slid.apart {
+            let behind = |mode, virt_page| self.tlb.code_behind(&self.arena, mode, virt_page);
+            if let Some(block) = self.blocks.joins_again(exit, behind) {
+                self.blocks.link(&mut self.arena, exit, block);
+            }
+        }
     }
 }

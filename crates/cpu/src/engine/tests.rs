@@ -8,6 +8,7 @@ mod found;
 mod mirrored;
 mod modes;
 mod moves;
+mod returns;
 mod stack;
 mod strings;
 

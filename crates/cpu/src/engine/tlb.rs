@@ -16,13 +16,14 @@
 //! through ([`super::writers`]).
 
 use super::arena::Arena;
-use super::blocks::{Mode, PageId, empty_jump};
+use super::blocks::{Mode, PageId};
 use super::entered::{CodeAt, Entered, is_open};
 use super::fast_calls::Family;
 use super::hot::{
     CODE_SLOTS, DataTlb, Hot, KERNEL, LIFTED, ModeSet, SETS, SPILL_WAYS, SpillEntry, TLB_ENTRIES, code_slot,
     empty_tag, spill_slot, spill_way, spill_way_offset, tlb_slot,
 };
+use super::links::empty_jump;
 use super::mirror::{Mirror, Run};
 use super::spaces::{KINDS, Kind, Spaces};
 use super::tables::{Range, Tables, Written};
@@ -183,6 +184,11 @@ impl Tlb {
         }
     }
 
+    /// Whether the tables of a mode's set, and its jump caches, are for that mode.
+    pub fn runs(&self, mode: Mode) -> bool {
+        self.sets[mode.set()].mode == mode
+    }
+
     /// Makes the tables follow a new dirty epoch: nothing may be written unnoticed.
     pub fn follow_epoch(&mut self, arena: &Arena, ram: &Ram) {
         if self.epoch == ram.epoch() {
@@ -192,14 +198,16 @@ impl Tlb {
         self.drop_writes(arena);
     }
 
-    /// Caches the translation behind an access for reads or, where the page may be written without
-    /// anyone hearing of it, for writes.
+    /// Caches the translation behind an access, for reads and, where the page may be written without anyone hearing
+    /// of it, for writes: if it was one, or `writable` tells that the tables have nothing against one. Who reads
+    /// mostly has written, or will.
     pub fn fill_data(
         &mut self,
         arena: &Arena,
         ram: &mut Ram,
         mode: Mode,
         access: Touched,
+        writable: bool,
         mapping: &Mapping,
     ) {
         let Touched { write, address, page } = access;
@@ -207,36 +215,26 @@ impl Tlb {
         self.note_tables(arena, ram, address, mapping);
         let marks = ram.marks(page);
         // Marking the tables may just have marked this very page.
-        let allowed = if write {
-            marks.any(Marks::DIRTY) && !marks.any(Marks::HOOKED)
-        } else {
-            !marks.any(Marks::READ_WATCHED)
-        };
-        if !allowed {
+        let unheard = marks.any(Marks::DIRTY) && !marks.any(Marks::HOOKED);
+        let for_writes = (write || writable) && unheard;
+        let for_reads = !marks.any(Marks::READ_WATCHED);
+        if !if write { for_writes } else { for_reads } {
             return;
         }
         let virt = address.page_base().0;
-        if write {
-            self.writers.note(page, virt);
-        }
-        let number = mode.set();
-        let set = &mut hot(arena).sets[number];
         let addend = (ram.host_page(page) as u64).wrapping_sub(virt);
-        let slot = tlb_slot(address.page());
-        let table = &mut set.data[write as usize];
-        table.tag[slot] = virt.wrapping_neg();
-        table.addend[slot] = addend;
-        self.sets[number].used = true;
-        if is_upper(virt) || number != 0 {
-            // The kernel's half is the same in all address spaces, whichever of its sets it is in.
-            let like = if is_upper(virt) && number == LIFTED { KERNEL } else { number };
-            let generation = hot(arena).sets[like].generation[write as usize];
-            let way = &mut set.spill[write as usize][spill_way(generation)];
-            way[spill_slot(address.page())] = SpillEntry { key: virt + generation, addend };
+        if for_reads {
+            show_data(arena, mode.set(), Kind::Read, virt, addend);
         }
+        if for_writes {
+            self.writers.note(page, virt);
+            show_data(arena, mode.set(), Kind::Write, virt, addend);
+        }
+        let set = &mut self.sets[mode.set()];
+        set.used = true;
         if !is_upper(virt) {
             self.empty_space = None;
-            self.sets[number].local_data = true;
+            set.local_data = true;
         }
     }
 
@@ -266,6 +264,15 @@ impl Tlb {
         }
         self.empty_space = None;
         Some(Run { virt, index: page, pages: 1, write })
+    }
+
+    /// The entry of the kernel's spill table that holds the translation of its page at `virt` for reads, and its key.
+    pub fn spilled(&self, arena: &Arena, virt: GuestVirt) -> Option<(u64, u64)> {
+        let set = &hot(arena).sets[KERNEL];
+        let generation = set.generation[Kind::Read as usize];
+        let entry = &set.spill[Kind::Read as usize][spill_way(generation)][spill_slot(virt.page())];
+        let key = virt.page_base().0 + generation;
+        (entry.key == key).then_some((std::ptr::from_ref(entry) as u64, key))
     }
 
     /// Has the mirror allow writes to a page of RAM that it holds at `virt`, which the tables have nothing
@@ -356,9 +363,8 @@ impl Tlb {
     /// page.
     pub fn runs_code(&self, arena: &Arena, mode: Mode, virt_page: u64, phys_page: u64) -> bool {
         let virt = virt_page << 12;
-        let entered = if is_upper(virt) { &self.entered } else { &self.mirror.entered };
         self.shown_code(arena, mode.set(), virt_page) == Some(phys_page)
-            || is_open(mode, virt) && entered.is_at(virt_page, phys_page)
+            || is_open(mode, virt) && self.code_behind(arena, mode, virt_page) == Some(phys_page)
     }
 
     /// The physical page that emitted code is told to be behind a virtual one.
@@ -378,6 +384,21 @@ impl Tlb {
                 && (entry.phys_page, entry.set as usize) == (phys_page, mode.set())
                 && self.spaces.is_good(entry.key & 0xfff, Kind::Code)
         })
+    }
+
+    /// The physical page whose code may be entered at a virtual page, if any is known.
+    pub fn code_behind(&self, arena: &Arena, mode: Mode, virt_page: u64) -> Option<u64> {
+        let virt = virt_page << 12;
+        match is_open(mode, virt) {
+            true if is_upper(virt) => self.entered.behind(virt_page),
+            true => self.mirror.entered.behind(virt_page),
+            false => self.shown_code(arena, mode.set(), virt_page),
+        }
+    }
+
+    /// A page at which code may be entered again, once.
+    pub fn next_come(&mut self) -> Option<CodeAt> {
+        self.mirror.entered.next_come().or_else(|| self.entered.next_come())
     }
 
     /// A page at which code may not be entered any more unless it is found anew, once.
@@ -697,6 +718,22 @@ fn upper_half(ram: &Ram, root: u64) -> Option<&[u8]> {
 
 fn code_entry(page: u64, way: usize) -> usize {
     way * CODE_ENTRIES + page as usize % CODE_ENTRIES
+}
+
+/// Has emitted code find a data translation, in the direct-mapped table and in the one behind it.
+fn show_data(arena: &Arena, number: usize, kind: Kind, virt: u64, addend: u64) {
+    let set = &mut hot(arena).sets[number];
+    let (page, table) = (GuestVirt(virt).page(), kind as usize);
+    let slot = tlb_slot(page);
+    set.data[table].tag[slot] = virt.wrapping_neg();
+    set.data[table].addend[slot] = addend;
+    if is_upper(virt) || number != 0 {
+        // The kernel's half is the same in all address spaces, whichever of its sets it is in.
+        let like = if is_upper(virt) && number == LIFTED { KERNEL } else { number };
+        let generation = hot(arena).sets[like].generation[table];
+        let way = &mut hot(arena).sets[number].spill[table][spill_way(generation)];
+        way[spill_slot(page)] = SpillEntry { key: virt + generation, addend };
+    }
 }
 
 /// Drops a page from the tables of one kind, of the tagged one in these ways.

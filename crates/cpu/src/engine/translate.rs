@@ -209,6 +209,7 @@ impl Translator {
             second_page: place.second.map(|(_, page)| page),
             grouped,
             live: true,
+            indirect: false,
             incoming: Incoming::new(),
             exits: first_exit,
             moves,
