@@ -76,8 +76,10 @@ marks! {
     Rejoined,
     /// An address space is mirrored.
     MirrorAdopted,
-    /// It needed too many pages.
+    /// It needed too much.
     MirrorAbandoned,
+    /// What was claimed for programs before is given up.
+    ClaimsRenewed,
     /// Pages dropped from it are unmapped before a program runs again.
     MirrorUnmapped,
     /// A page mapped, or a chunk claimed, for mirrored code.

@@ -62,8 +62,9 @@ const GUARD_BYTES: usize = (CHUNKS * PAGE) as usize;
 const CHANGES_MAX: usize = 24_000;
 /// Pages mapped at once.
 const PAGES_MAX: usize = 1 << 18;
-/// Chunks claimed at once.
+/// Chunks claimed at once, and how many there may be already where another address space begins to be mirrored.
 const CLAIMS_MAX: usize = 2000;
+const CLAIMS_MANY: usize = 1500;
 /// Pages around one that is written which are made writable with it, if they were before.
 const WRITTEN_TOGETHER: u64 = 64;
 /// Bytes of memory behind what is asked for that are looked at as well.
@@ -208,6 +209,26 @@ impl Mirror {
             && protect(guard + chunk * PAGE, PAGE as usize, READ);
         self.claimed.insert(chunk, ours);
         ours
+    }
+
+    /// Whether few chunks are left to be claimed.
+    pub fn is_worn(&self) -> bool {
+        self.claimed.len() > CLAIMS_MANY
+    }
+
+    /// Gives all chunks up. Code that was translated with some of them claimed must not run any more.
+    pub fn release(&mut self) {
+        self.clear();
+        for chunk in self.reserved.drain() {
+            let (start, bytes) = extent(chunk);
+            unmap(start, bytes);
+        }
+        let claimed = self.claimed.drain();
+        let Some(Guard(guard)) = self.guard else { return };
+        for (chunk, _) in claimed.filter(|(_, ours)| *ours) {
+            let closed = protect(guard + chunk * PAGE, PAGE as usize, NONE);
+            assert!(closed, "the host cannot take back that a page may be read");
+        }
     }
 
     fn reserve(&mut self, chunk: u64) -> bool {
@@ -414,10 +435,7 @@ impl Mirror {
 
 impl Drop for Mirror {
     fn drop(&mut self) {
-        for chunk in &self.reserved {
-            let (start, bytes) = extent(*chunk);
-            unmap(start, bytes);
-        }
+        self.release();
     }
 }
 

@@ -15,6 +15,7 @@ use super::interpret::Done;
 use super::mirror::{GUARD_LOAD, Run};
 use super::profile::{self, Work};
 use super::run::Next;
+use super::stack::NOWHERE;
 use super::strings::Shape;
 use super::tlb::{Mapping, Touched};
 use super::vcpu::Vcpu;
@@ -35,7 +36,7 @@ const AROUND: u64 = 16;
 const AROUND_IN_LARGE: u64 = 512;
 /// Pages behind those, as far as they are next to each other in RAM.
 const BEHIND: u64 = 256;
-/// Faults that may be had at once, and the instructions that have to retire for each other one.
+/// Faults that may be had at once, or instructions executed from Rust for their stack pointer, and the instructions that have to retire for each other one.
 const CREDIT: i64 = 4000;
 const PER_PAGE: u64 = 40_000;
 /// Instructions for which an address space that needed too many pages is left alone.
@@ -69,7 +70,7 @@ pub(super) struct Mirroring {
     since: u64,
     /// When the mirrored one was last seen.
     seen: u64,
-    /// Pages that may still be mapped, as of a position.
+    /// What may still be needed, as of a position.
     credit: i64,
     credited: u64,
     /// Address spaces not to be mirrored before a position.
@@ -88,7 +89,7 @@ impl Mirroring {
         Self { after, ..Self::default() }
     }
 
-    /// One more page is to be mapped; false if there have been too many lately.
+    /// One thing more is needed; false if there have been too many lately.
     fn afford(&mut self, now: u64) -> bool {
         let earned = now.saturating_sub(self.credited) / PER_PAGE;
         self.credited += earned * PER_PAGE;
@@ -99,7 +100,7 @@ impl Mirroring {
 
 impl Vcpu {
     /// Decides whether the address space just entered, or still current, is mirrored.
-    pub(super) fn follow_mirror(&mut self, root: u64, long: bool) {
+    pub(super) fn follow_mirror(&mut self, bus: &mut dyn Bus, root: u64, long: bool) {
         let Some(after) = self.mirroring.after else { return };
         let now = self.state().retired;
         let m = &mut self.mirroring;
@@ -121,6 +122,10 @@ impl Vcpu {
         if m.penalties.get(&root).is_some_and(|until| now < *until) {
             return;
         }
+        if self.tlb.mirror.is_worn() {
+            self.renew_claims(bus);
+        }
+        let m = &mut self.mirroring;
         m.on = self.tlb.mirror.adopt(root);
         if m.on {
             mark!(MirrorAdopted);
@@ -129,6 +134,29 @@ impl Vcpu {
         } else {
             m.after = None;
         }
+    }
+
+    /// Programs that come and go leave claims behind, each at addresses of its own: begins anew, with no code that relies on
+    /// any.
+    fn renew_claims(&mut self, bus: &mut dyn Bus) {
+        mark!(ClaimsRenewed);
+        self.drop_code(bus);
+        self.tlb.mirror.release();
+        self.hot().stack_at = NOWHERE;
+    }
+
+    /// Whether the mirrored address space has not needed too much lately, and may need one thing more; else it is not
+    /// mirrored any more.
+    pub(super) fn mirror_affords(&mut self) -> bool {
+        let now = self.state().retired;
+        let affords = self.mirroring.afford(now);
+        if !affords {
+            mark!(MirrorAbandoned);
+            self.mirroring.penalties.insert(self.mirroring.root, now + PENALTY);
+            self.tlb.mirror.abandon();
+            self.mirroring.on = false;
+        }
+        affords
     }
 
     /// A host fault at instruction `k` of a mirrored block, which the state is at; `None` if it is none of
@@ -175,12 +203,7 @@ impl Vcpu {
         if linear >> 47 != 0 || self.may_cross(bus, virt) {
             return false;
         }
-        let now = self.state().retired;
-        if !self.mirroring.afford(now) {
-            mark!(MirrorAbandoned);
-            self.mirroring.penalties.insert(self.mirroring.root, now + PENALTY);
-            self.tlb.mirror.abandon();
-            self.mirroring.on = false;
+        if !self.mirror_affords() {
             return false;
         }
         let known = self.tlb.mirror.has(virt.page_base().0);

@@ -90,7 +90,9 @@ impl Vcpu {
                 self.mirror_after_fault(bus);
             }
             if !self.stack_is_claimed(mode) {
-                self.step(bus);
+                if self.mirror_affords() {
+                    self.step(bus);
+                }
                 continue;
             }
             let left = (horizon - self.state().retired).min(self.stretch());
@@ -155,7 +157,7 @@ impl Vcpu {
             self.debugging.space_changed = true;
         }
         self.tlb.enter_space(&self.arena, bus.ram(), root, long);
-        self.follow_mirror(root, long);
+        self.follow_mirror(bus, root, long);
     }
 
     /// Drops code or translations now and then, and ends the coming stretch early.

@@ -1,5 +1,6 @@
 //! Programs whose memory is mirrored, beside the same executed from Rust.
 
+use super::super::mirror::CHUNK;
 use super::fast_calls::take_calls_at;
 use super::*;
 use crate::marks::{Mark, count};
@@ -278,4 +279,52 @@ fn strings_do_what_they_do_without_a_mirror() {
         );
     }
     assert!(count(Mark::MirrorString) > 0 && count(Mark::FreshString) > 0);
+}
+
+/// Programs before have claimed all that may be.
+#[test]
+fn claims_of_programs_before_are_given_up_for_the_next() {
+    const OTHER: u64 = 0x14_0000;
+    let mut guest = mirrored(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top).unwrap();
+        a.mov(rax, FAR).unwrap();
+        a.add(qword_ptr(rax), 1).unwrap();
+        a.push(rax).unwrap();
+        a.pop(rcx).unwrap();
+        a.jmp(top).unwrap();
+    });
+    let mut free = FREE;
+    map(&mut guest, FAR, FRAME, &mut free);
+    assert_eq!(guest.run_to(1000), Exit::Limit);
+    let chunks = (0..4000_u64).map(|n| 0x2000_0000_0000 + n * 4 * CHUNK);
+    let first = chunks.clone().find(|at| guest.cpu.tlb.mirror.claim(*at)).expect("some are free");
+    let claimed = chunks.clone().filter(|at| guest.cpu.tlb.mirror.claim(*at)).count();
+    assert!((1000..4000).contains(&claimed), "{claimed}");
+    assert!(!guest.cpu.tlb.mirror.claim(0x3000_0000_0000), "there is an end to it");
+    // Another program: the same tables below another top.
+    for n in 0..512 {
+        let entry = guest.board.ram.read_u64(GuestPhys(TABLES + 8 * n)).unwrap();
+        assert!(guest.board.ram.write_u64(GuestPhys(OTHER + 8 * n), entry));
+    }
+    let renewed = count(Mark::ClaimsRenewed);
+    guest.cpu.state_mut().cr3 = OTHER;
+    while guest.cpu.tlb.mirror.owner() != Some(OTHER) {
+        let at = guest.cpu.position().count();
+        assert!(at < 100_000_000, "it is never mirrored");
+        assert_eq!(guest.run_to(at + 1_000_000), Exit::Limit);
+    }
+    assert!(count(Mark::ClaimsRenewed) > renewed);
+    // SAFETY: asks for a page that nothing is at any more, and gives it back.
+    unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        let got = libc::mmap(first as *mut libc::c_void, 4096, libc::PROT_NONE, flags, -1, 0);
+        assert_eq!(got as u64, first, "what was claimed is still taken");
+        libc::munmap(got, 4096);
+    }
+    let steps = |guest: &Guest| guest.board.ram.read_u64(GuestPhys(FRAME)).unwrap();
+    let (before, exits) = (steps(&guest), guest.cpu.statistics.exits);
+    let at = guest.cpu.position().count();
+    assert_eq!(guest.run_to(at + 100_000), Exit::Limit);
+    assert!(steps(&guest) >= before + 100_000 / 6 && guest.cpu.statistics.exits < exits + 200);
 }

@@ -186,3 +186,27 @@ fn a_stack_that_the_kernel_gives_is_looked_at() {
     assert!(ends[0] == ends[1], "{:x?} {:x?}", ends[0], ends[1]);
     assert!(ends[0].2 > 100 && ours.iter().all(|byte| *byte == 0xaa));
 }
+
+/// A program whose stack is where memory of ours is goes on without its mirror, not instruction by instruction.
+#[test]
+fn a_stack_that_cannot_be_claimed_costs_the_mirror_only() {
+    let (ours, virt) = ours();
+    let mut guest = mirrored(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top).unwrap();
+        a.push(rbx).unwrap();
+        a.pop(rax).unwrap();
+        a.inc(rax).unwrap();
+        a.jmp(top).unwrap();
+    });
+    map(&mut guest, virt, FRAME, &mut FREE.clone());
+    guest.cpu.state_mut().gpr[gpr::RSP] = virt + 0x800;
+    let abandoned = count(Mark::MirrorAbandoned);
+    assert_eq!(guest.run_to(100_000), Exit::Limit);
+    assert!(count(Mark::MirrorAbandoned) > abandoned);
+    assert!(guest.cpu.tlb.mirror.owner().is_none());
+    let before = guest.cpu.statistics.exits;
+    assert_eq!(guest.run_to(1_000_000), Exit::Limit);
+    assert!(guest.cpu.statistics.exits < before + 100);
+    assert!(ours.iter().all(|byte| *byte == 0xaa));
+}
