@@ -76,6 +76,8 @@ marks! {
     Rejoined,
     /// An address space is mirrored.
     MirrorAdopted,
+    /// Two pages are mapped for one access.
+    MirrorCrossed,
     /// It needed too much.
     MirrorAbandoned,
     /// What was claimed for programs before is given up.

@@ -76,7 +76,7 @@ pub(super) struct Mirroring {
     /// Address spaces not to be mirrored before a position.
     penalties: HashMap<u64, u64>,
     /// How often Rust executed an instruction, by its address.
-    failures: HashMap<u64, u8>,
+    pub failures: HashMap<u64, u8>,
     /// What the last page fault raised in mirrored code was for.
     faulted: Option<u64>,
     /// Those to be translated with checks.
@@ -189,11 +189,12 @@ impl Vcpu {
             return Some(Next::Enter(self.blocks.get(block).host_of(k)));
         }
         mark!(MirrorRefused);
+        let missing = paging && !guarded && !self.tlb.mirror.has(GuestVirt(fault.address).page_base().0);
         if guarded {
             // Nothing will ever be mapped there.
             self.check_from_now_on(block, k);
         }
-        Some(self.execute_unmirrored(bus, mode, block, k))
+        Some(self.execute_unmirrored(bus, mode, block, k, Some(fault.address).filter(|_| missing)))
     }
 
     /// Maps the page of an access by the instruction at RIP to `linear`, and some around it: false if it
@@ -374,6 +375,32 @@ impl Vcpu {
         self.admit(bus, Touched { write: false, address: virt, page }, &found)
     }
 
+    /// Maps the pages of an access to two of them, which Rust has made and at least one of which is not mapped: that of
+    /// `virt`, where it found this, and the other one. Who reads on from there is not to come to Rust at each
+    /// of the next accesses. Whether they are mapped now.
+    fn mirror_crossed(&mut self, bus: &mut dyn Bus, virt: GuestVirt) -> bool {
+        let first = virt.page_base().0;
+        let pages = if virt.0 == first { 1 } else { 2 };
+        (first..).step_by(PAGE_SIZE).take(pages).all(|at| {
+            at >> 47 == 0
+                && (self.tlb.mirror.has(at)
+                    || self.mirror_affords() && self.mirror_accessed(bus, GuestVirt(at)))
+        })
+    }
+
+    /// Maps a page that the program has accessed, and some around it; false if it has not.
+    fn mirror_accessed(&mut self, bus: &mut dyn Bus, virt: GuestVirt) -> bool {
+        let Some(run) = self.accessed(bus, virt) else { return false };
+        if !self.tlb.mirror.map(bus.ram(), run) {
+            return false;
+        }
+        mark!(MirrorCrossed);
+        if let Some(found) = walk::probe(&self.hot().state, bus.ram(), virt) {
+            self.mirror_around(bus, virt, &found);
+        }
+        true
+    }
+
     /// Allows writes to pages near one just written, to which they were allowed until lately.
     fn write_around(&mut self, bus: &mut dyn Bus, virt: GuestVirt) {
         let mut pages = self.tlb.mirror.written_near(virt.0);
@@ -451,7 +478,15 @@ impl Vcpu {
     }
 
     /// Executes instruction `k` of a block, which the state is at, from Rust, and goes on behind it.
-    fn execute_unmirrored(&mut self, bus: &mut dyn Bus, mode: Mode, block: BlockId, k: u8) -> Next {
+    /// `missing` is the address that nothing was mapped at.
+    fn execute_unmirrored(
+        &mut self,
+        bus: &mut dyn Bus,
+        mode: Mode,
+        block: BlockId,
+        k: u8,
+        missing: Option<u64>,
+    ) -> Next {
         let budget = self.horizon - self.state().retired;
         let fetched = match self.before_disturbance(bus, block, k) {
             Some(instr) => Ok(instr),
@@ -467,7 +502,9 @@ impl Vcpu {
         match done {
             Ok(done) => {
                 self.hot().state.retired += done.retired;
-                self.note_failure(block, k);
+                if !missing.is_some_and(|virt| self.mirror_crossed(bus, GuestVirt(virt))) {
+                    self.note_failure(block, k);
+                }
                 let go_on = if self.blocks.get(block).grouped { self.twin(bus, block) } else { Some(block) };
                 match go_on {
                     Some(block) => self.resume_after(bus, mode, block, k, done.retired),

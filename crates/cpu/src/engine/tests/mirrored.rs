@@ -328,3 +328,39 @@ fn claims_of_programs_before_are_given_up_for_the_next() {
     assert_eq!(guest.run_to(at + 100_000), Exit::Limit);
     assert!(steps(&guest) >= before + 100_000 / 6 && guest.cpu.statistics.exits < exits + 200);
 }
+
+/// Who reads on and on comes to pages that are not mapped yet by accesses to two of them.
+#[test]
+fn accesses_to_two_pages_have_both_mapped() {
+    const PAGES: u64 = 64;
+    let build = |a: &mut CodeAssembler| {
+        let mut top = a.create_label();
+        a.mov(rax, FAR + 1).unwrap();
+        a.set_label(&mut top).unwrap();
+        a.add(rbx, qword_ptr(rax)).unwrap();
+        a.inc(rax).unwrap();
+        a.cmp(dword_ptr(rax), 0x1234_5678).unwrap();
+        a.jne(top).unwrap();
+    };
+    let ends = [true, false].map(|with| {
+        let mut guest = if with { mirrored(build) } else { program(build) };
+        guest.cpu.set_interpret_all(!with);
+        let mut free = FREE;
+        for n in 0..PAGES {
+            // None is beside its neighbour in RAM.
+            let frame = FRAME + (n * 7 % PAGES) * PAGE_SIZE as u64;
+            map(&mut guest, FAR + n * PAGE_SIZE as u64, frame, &mut free);
+            assert!(guest.board.ram.write_u64(GuestPhys(frame + 8), n * 0x1_0001));
+            let last = if n == PAGES - 1 { 0x1234_5678 } else { n };
+            assert!(guest.board.ram.write_u64(GuestPhys(frame + PAGE_SIZE as u64 - 16), last));
+        }
+        assert_eq!(guest.run_to(PAGES * PAGE_SIZE as u64 * 4), Exit::Limit);
+        if with {
+            let failed = guest.cpu.mirroring.failures.len();
+            assert!(failed == 0 && guest.cpu.mirroring.checked.is_empty(), "{failed} failed");
+        }
+        (guest.cpu.state().gpr, guest.cpu.state().rip)
+    });
+    assert_eq!(ends[0], ends[1]);
+    assert_eq!(ends[0].0[gpr::RAX], FAR + PAGES * PAGE_SIZE as u64 - 16, "it has read all");
+}
