@@ -76,6 +76,8 @@ marks! {
     Rejoined,
     /// An address space is mirrored.
     MirrorAdopted,
+    /// An access is to share no check any more.
+    GroupGivenUp,
     /// Two pages are mapped for one access.
     MirrorCrossed,
     /// It needed too much.

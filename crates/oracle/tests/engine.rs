@@ -101,6 +101,7 @@ fn random_programs_do_in_the_engine_what_they_do_on_the_host() {
         Mark::FastSysret,
         Mark::FastIretq,
         Mark::ClaimsRenewed,
+        Mark::GroupGivenUp,
         Mark::BesideWatched,
         Mark::TableWrittenInVain,
         Mark::MirrorMended,

@@ -37,6 +37,18 @@ use x86::{Exception, gpr, paging};
 /// How often the TLB is filled for one execution of an instruction before it is done from Rust.
 const FILLS_MAX: u8 = 4;
 
+/// How often a group's page may be one that is not to be written to unseen before its leader is translated by itself.
+const GROUP_PATIENCE: u8 = 64;
+
+/// What came of filling the TLB.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Filled {
+    Done,
+    /// Stores to this page of RAM have to be heard of.
+    Hooked(usize),
+    Not,
+}
+
 /// An access that the TLB does not know.
 pub struct Wanted {
     pub linear: u64,
@@ -58,9 +70,11 @@ impl Vcpu {
         }
         let early = (size >= 16 || self.x87_in_host && x87::exception_pending())
             && self.faults_before_access(bus, mode, id);
+        let mut filled = Filled::Not;
         if !crossing && !early {
             let allowed = |vcpu: &mut Self| vcpu.may_fill(block, k);
-            if self.fill(bus, mode, virt, write, allowed) == Ok(true) && !bus.ram().is_disturbed() {
+            filled = self.fill(bus, mode, virt, write, allowed).unwrap_or(Filled::Not);
+            if filled == Filled::Done && !bus.ram().is_disturbed() {
                 if !self.groups_stale(block) {
                     return Next::Enter(self.blocks.get(block).host_of(k));
                 }
@@ -74,7 +88,7 @@ impl Vcpu {
         let disturbed = bus.ram().is_disturbed();
         if !leader
             && !early
-            && let Some(next) = self.admit_once(bus, mode, id, &wanted)
+            && let Some(next) = self.admit_once(bus, mode, id, &wanted, filled)
         {
             return next;
         }
@@ -87,14 +101,18 @@ impl Vcpu {
                 mark!(GroupCrossing);
                 self.blocks.link_across(&mut self.arena, id, twin);
             }
-            return Next::Enter(self.blocks.get(twin).host_of(k));
+            let next = Next::Enter(self.blocks.get(twin).host_of(k));
+            if matches!(filled, Filled::Hooked(_)) && self.note_failure(block, k, GROUP_PATIENCE) {
+                mark!(GroupGivenUp);
+            }
+            return next;
         }
         self.arrive_at(block, k);
         self.interpret_in_block(bus, mode, id)
     }
 
-    /// Fills the TLB for an access that is made at `virt`: false if it is at no canonical address, is
-    /// not of RAM, is to be seen each time, or is not `allowed`, which is asked last.
+    /// Fills the TLB for an access that is made at `virt`, unless it is at no canonical address, is not of RAM, is to
+    /// be seen each time, or is not `allowed`, which is asked last.
     ///
     /// # Errors
     /// The page fault it makes.
@@ -105,21 +123,21 @@ impl Vcpu {
         virt: GuestVirt,
         write: bool,
         allowed: impl FnOnce(&mut Self) -> bool,
-    ) -> Result<bool, Exception> {
+    ) -> Result<Filled, Exception> {
         if mode.is64() && !paging::is_canonical(virt.0) {
-            return Ok(false);
+            return Ok(Filled::Not);
         }
         let state = &self.hot().state;
         let found = walk::translate(state, bus.ram(), virt, Access::data(state, write))?;
-        let Some(page) = bus.ram().page_index(found.phys) else { return Ok(false) };
+        let Some(page) = bus.ram().page_index(found.phys) else { return Ok(Filled::Not) };
         let long = state.long_mode();
         let marks = bus.ram().marks(page);
         if write && marks.any(Marks::HOOKED) {
             mark!(HookedStore);
-            return Ok(false);
+            return Ok(Filled::Hooked(page));
         }
         if !write && marks.any(Marks::READ_WATCHED) || !allowed(self) {
-            return Ok(false);
+            return Ok(Filled::Not);
         }
         if write {
             bus.ram().mark_dirty(page);
@@ -127,17 +145,24 @@ impl Vcpu {
         let mapping = Mapping { entries: &found.entries[..found.levels], long };
         let access = Touched { write, address: virt, page };
         self.tlb.fill_data(&self.arena, bus.ram(), mode, access, found.writable_now, &mapping);
-        Ok(true)
+        Ok(Filled::Done)
     }
 
     /// Has an access that is not to get into the TLB made once, if nobody need hear of it.
-    fn admit_once(&mut self, bus: &mut dyn Bus, mode: Mode, id: ExitId, wanted: &Wanted) -> Option<Next> {
+    fn admit_once(
+        &mut self,
+        bus: &mut dyn Bus,
+        mode: Mode,
+        id: ExitId,
+        wanted: &Wanted,
+        filled: Filled,
+    ) -> Option<Next> {
         let BlockExit { block, kind, .. } = self.blocks.exits[id.0 as usize];
         let ExitKind::Access { behind: behind @ 1.., moved, .. } = kind else { return None };
         let virt = GuestVirt(wanted.linear);
-        let host = match (wanted.write, virt.page_offset() + wanted.size > PAGE_SIZE) {
-            (false, true) => self.copy_of(bus, mode, wanted)?,
-            (true, false) => self.unheard(bus, mode, wanted)?,
+        let host = match (filled, virt.page_offset() + wanted.size > PAGE_SIZE) {
+            (Filled::Hooked(page), _) => self.unheard(bus, page, wanted)?,
+            (_, true) if !wanted.write => self.copy_of(bus, mode, wanted)?,
             _ => return None,
         };
         if self.groups_stale(block) || bus.ram().is_disturbed() {
@@ -178,26 +203,20 @@ impl Vcpu {
 
     /// The host address of what a store is to, on a page where some stores have to be heard of and this
     /// one has not.
-    fn unheard(&mut self, bus: &mut dyn Bus, mode: Mode, wanted: &Wanted) -> Option<u64> {
-        let virt = GuestVirt(wanted.linear);
-        if mode.is64() && !paging::is_canonical(virt.0) {
-            return None;
-        }
-        let state = &self.hot().state;
-        let phys = walk::translate(state, bus.ram(), virt, Access::data(state, true)).ok()?.phys;
-        let page = bus.ram().page_index(phys)?;
+    fn unheard(&mut self, bus: &mut dyn Bus, page: usize, wanted: &Wanted) -> Option<u64> {
         let marks = bus.ram().marks(page);
-        if !marks.any(Marks::HOOKED) || marks.any(Marks::CODE) {
+        if marks.any(Marks::CODE) {
             return None;
         }
+        let offset = GuestVirt(wanted.linear).page_offset();
         if marks.any(Marks::WATCHED) {
+            let phys = bus.ram().page_address(page).offset(offset as u64);
             let watches = self.debugging.watch.as_ref()?;
             if watches.touched(phys, wanted.size, true).is_some() {
                 return None;
             }
             mark!(BesideWatched);
         }
-        let offset = virt.page_offset();
         if marks.any(Marks::TABLE) {
             let word = offset & !7;
             let old = &bus.ram().page_bytes(page)[word..word + 8];
@@ -228,8 +247,10 @@ impl Vcpu {
         if long || shape.is_repeated() && count == 0 || shape.moves() && !whole(rsi) || !whole(rdi) {
             return Ok(false);
         }
-        Ok((!shape.moves() || self.fill(bus, mode, GuestVirt(rsi), false, |_| true)?)
-            && self.fill(bus, mode, GuestVirt(rdi), true, |_| true)?)
+        let mut fill = |at, write| -> Result<bool, Exception> {
+            Ok(self.fill(bus, mode, GuestVirt(at), write, |_| true)? == Filled::Done)
+        };
+        Ok((!shape.moves() || fill(rsi, false)?) && fill(rdi, true)?)
     }
 
     /// Whether an instruction that Rust is asked to execute is a string instruction that may as well be tried

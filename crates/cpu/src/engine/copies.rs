@@ -20,7 +20,8 @@
 
 use super::arena::Arena;
 use super::blocks::{
-    Block, BlockId, BlockKey, Blocks, DecodedId, Exit, ExitId, ExitKind, Incoming, Mode, OUT, PageId,
+    Block, BlockId, BlockKey, Blocks, BuildMix, DecodedId, Exit, ExitId, ExitKind, Incoming, Mode, OUT,
+    PageId,
 };
 use super::hot::{CODE_SLOTS, Field, TLB_ENTRIES, code_slot};
 use super::mirror::Mirror;
@@ -40,7 +41,7 @@ const OFFSET: u64 = PAGE_SIZE as u64 - 1;
 pub(super) struct Permits<'a> {
     pub mirror: &'a mut Mirror,
     /// Instructions that are translated with a check.
-    pub checked: &'a HashSet<u64>,
+    pub checked: &'a HashSet<u64, BuildMix>,
 }
 
 impl Permits<'_> {

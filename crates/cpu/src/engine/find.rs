@@ -1,6 +1,6 @@
 //! Finding the block for an address, and translating what has none.
 
-use super::blocks::{BlockId, BlockKey, Blocks, Mode};
+use super::blocks::{BlockId, BlockKey, Blocks, BuildMix, Mode};
 use super::mirror::Mirror;
 use super::profile::{self, Work};
 use super::regs;
@@ -173,7 +173,7 @@ struct Around<'a> {
     /// One bit per 64 bytes of the page that some block covers.
     covered: u64,
     blocks: &'a Blocks,
-    checked: &'a HashSet<u64>,
+    checked: &'a HashSet<u64, BuildMix>,
     mirror: &'a mut Mirror,
 }
 

@@ -8,7 +8,7 @@
 //! Where the one access of two that carried the guard for both was executed by Rust, the other must not go
 //! unguarded: execution goes on in the block's twin, in which each has its own.
 
-use super::blocks::{BlockId, BlockKey, Mode};
+use super::blocks::{BlockId, BlockKey, BuildMix, Mode};
 use super::flow::linear_address_unchecked;
 use super::hot::HostFault;
 use super::interpret::Done;
@@ -76,11 +76,11 @@ pub(super) struct Mirroring {
     /// Address spaces not to be mirrored before a position.
     penalties: HashMap<u64, u64>,
     /// How often Rust executed an instruction, by its address.
-    pub failures: HashMap<u64, u8>,
+    pub failures: HashMap<u64, u8, BuildMix>,
     /// What the last page fault raised in mirrored code was for.
     faulted: Option<u64>,
-    /// Those to be translated with checks.
-    pub checked: HashSet<u64>,
+    /// Those to be translated with checks of their own.
+    pub checked: HashSet<u64, BuildMix>,
 }
 
 impl Mirroring {
@@ -450,17 +450,20 @@ impl Vcpu {
         }
     }
 
-    /// Rust has executed an instruction; it may not go on like that.
-    fn note_failure(&mut self, block: BlockId, k: u8) {
+    /// An instruction could not do without Rust. It may not go on like that: after so many times it is translated
+    /// with a check of its own. Whether it is now.
+    pub(super) fn note_failure(&mut self, block: BlockId, k: u8, patience: u8) -> bool {
         let virt = self.blocks.get(block).virt_of(k);
         if self.mirroring.failures.len() >= CHECKED_MAX {
             self.mirroring.failures.clear();
         }
         let failures = self.mirroring.failures.entry(virt).or_default();
         *failures = failures.saturating_add(1);
-        if *failures >= PATIENCE {
+        let enough = *failures >= patience;
+        if enough {
             self.check_from_now_on(block, k);
         }
+        enough
     }
 
     /// Has an instruction translated with a check.
@@ -503,7 +506,7 @@ impl Vcpu {
             Ok(done) => {
                 self.hot().state.retired += done.retired;
                 if !missing.is_some_and(|virt| self.mirror_crossed(bus, GuestVirt(virt))) {
-                    self.note_failure(block, k);
+                    self.note_failure(block, k, PATIENCE);
                 }
                 let go_on = if self.blocks.get(block).grouped { self.twin(bus, block) } else { Some(block) };
                 match go_on {

@@ -1,6 +1,7 @@
 //! Small guest programs, run by the engine. Each is assembled by iced, placed in RAM with paging
 //! off or identity-mapped, and ends in HLT.
 
+mod access;
 mod contexts;
 mod entered;
 mod fast_calls;

@@ -240,7 +240,10 @@ impl Translator {
             let class =
                 if crossing { Class::InterpretAndLeave } else { classify(&instr, info, key.mode, self.v3) };
             let insn = self.decoded.len() as u8;
-            let apart = key.mode.has(Mode::MIRRORED) && stands_apart(&instr, class, surroundings);
+            let apart = match key.mode.has(Mode::MIRRORED) {
+                true => stands_apart(&instr, class, surroundings),
+                false => surroundings.is_checked(instr.ip()),
+            };
             match (key.mode.is64(), apart) {
                 (true, false) => self.grouping.add(&instr, class, used, insn),
                 (true, true) => self.grouping.add_apart(&instr, class, used, insn),
