@@ -151,6 +151,8 @@ marks! {
     BesideWatched,
     /// One to an entry of a page table of which nothing is cached.
     TableWrittenInVain,
+    /// A store to a page table acted on before it is made.
+    TableWrittenAhead,
     /// A store to a page of code or page tables.
     HookedStore,
     /// Translated code overwritten, and thrown away.

@@ -31,7 +31,7 @@ use crate::marks::mark;
 use crate::walk::{self, Access};
 use base::{GuestVirt, PAGE_SIZE};
 use iced_x86::Instruction;
-use memory::Marks;
+use memory::{Disturbance, Marks};
 use x86::{Exception, gpr, paging};
 
 /// How often the TLB is filled for one execution of an instruction before it is done from Rust.
@@ -161,7 +161,7 @@ impl Vcpu {
         let ExitKind::Access { behind: behind @ 1.., moved, .. } = kind else { return None };
         let virt = GuestVirt(wanted.linear);
         let host = match (filled, virt.page_offset() + wanted.size > PAGE_SIZE) {
-            (Filled::Hooked(page), _) => self.unheard(bus, page, wanted)?,
+            (Filled::Hooked(page), _) => self.unheard(bus, page, block, wanted)?,
             (_, true) if !wanted.write => self.copy_of(bus, mode, wanted)?,
             _ => return None,
         };
@@ -202,8 +202,8 @@ impl Vcpu {
     }
 
     /// The host address of what a store is to, on a page where some stores have to be heard of and this
-    /// one has not.
-    fn unheard(&mut self, bus: &mut dyn Bus, page: usize, wanted: &Wanted) -> Option<u64> {
+    /// one has not, or no more: what it changes of a page table is acted on before it is made.
+    fn unheard(&mut self, bus: &mut dyn Bus, page: usize, block: BlockId, wanted: &Wanted) -> Option<u64> {
         let marks = bus.ram().marks(page);
         if marks.any(Marks::CODE) {
             return None;
@@ -222,10 +222,22 @@ impl Vcpu {
             let old = &bus.ram().page_bytes(page)[word..word + 8];
             let old = u64::from_le_bytes(old.try_into().expect("8 bytes"));
             let whole = offset + wanted.size <= word + 8;
-            if !whole || !self.tlb.table_written_in_vain(page, offset, wanted.size, old) {
+            if !whole {
                 return None;
             }
-            mark!(TableWrittenInVain);
+            if self.tlb.table_written_in_vain(page, offset, wanted.size, old) {
+                mark!(TableWrittenInVain);
+            } else {
+                let written =
+                    Disturbance { page, offset: offset as u16, len: wanted.size as u16, old_word: Some(old) };
+                self.tlb.table_written(&self.arena, bus.ram(), written);
+                // What follows the store may be on a page that is not there any more.
+                let BlockKey { virt, phys, mode, .. } = self.blocks.get(block).key;
+                if self.tlb.code_behind(&self.arena, mode, virt >> 12) != Some(phys >> 12) {
+                    return None;
+                }
+                mark!(TableWrittenAhead);
+            }
         }
         bus.ram().mark_dirty(page);
         Some(bus.ram().host_page(page) as u64 + offset as u64)

@@ -49,6 +49,8 @@ pub fn emit(e: &mut Emitter, instr: &Instruction, count: u8) -> Option<bool> {
             lift(e, instr, false);
             return Some(true);
         }
+        // The TLB is coherent.
+        Mnemonic::Invlpg if kernel => {}
         Mnemonic::Syscall if e.mode.has(Mode::USER) => {
             fast_calls::emit_syscall(e, instr.next_ip());
             return Some(true);
