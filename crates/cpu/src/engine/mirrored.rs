@@ -9,9 +9,10 @@
 //! unguarded: execution goes on in the block's twin, in which each has its own.
 
 use super::blocks::{BlockId, BlockKey, BuildMix, Mode};
+use super::classify::Class;
 use super::flow::linear_address_unchecked;
 use super::hot::HostFault;
-use super::interpret::Done;
+use super::interpret::{Done, Faulted};
 use super::mirror::{GUARD_LOAD, Run};
 use super::profile::{self, Work};
 use super::run::Next;
@@ -362,6 +363,34 @@ impl Vcpu {
             self.hot().state.rip = instr.next_ip();
         }
         Done { retired: iterations, data_hits: 0 }
+    }
+
+    /// Goes on with a string instruction of which some iterations are done, through pages that are mapped or can be, until
+    /// it is done or faults: who copies to fresh memory is to come to Rust once for each page.
+    pub(super) fn string_goes_on(
+        &mut self,
+        bus: &mut dyn Bus,
+        mode: Mode,
+        (instr, class): (&Instruction, Class),
+        budget: u64,
+        mut done: Done,
+    ) -> Result<Done, Faulted> {
+        let unfinished = |vcpu: &Self| vcpu.state().gpr[gpr::RCX] != 0 && !vcpu.debugging.has_hit();
+        while unfinished(self) && done.retired < budget && !bus.ram().is_disturbed() {
+            let left = budget - done.retired;
+            let more = match self.string_in_mirror(bus, mode, instr, left) {
+                Some(more) => more,
+                None => self
+                    .interpret_as(bus, instr, class, left)
+                    .map_err(|fault| Faulted { retired: fault.retired + done.retired, ..fault })?,
+            };
+            if more.retired == 0 {
+                break;
+            }
+            done.retired += more.retired;
+            done.data_hits |= more.data_hits;
+        }
+        Ok(done)
     }
 
     /// What to map at `virt` if the program has accessed it, without its noticing.

@@ -545,7 +545,7 @@ impl Vcpu {
                 profile::interpreted(instr.mnemonic(), matches!(kind, ExitKind::Access { .. }));
                 match (filled, in_mirror) {
                     (Err(fault), _) => Err(Faulted::from(fault)),
-                    (_, Some(done)) => Ok(done),
+                    (_, Some(done)) => self.string_goes_on(bus, mode, (&instr, class), budget, done),
                     (_, None) => self.interpret_as(bus, &instr, class, budget),
                 }
             }
