@@ -1,11 +1,11 @@
 //! IRETQ to a program, which translated code does itself, beside the same done from Rust.
 
 use super::fast_calls::take_calls_at;
-use super::mirrored::{FRAME, FREE, map, mirrored, ours, program, show_entry};
+use super::mirrored::{FREE, map, program, show_entry};
+use super::stack::{KERNEL, given_stacks_are_looked_at};
 use super::*;
 use x86::flags;
 
-const KERNEL: u64 = 0x1_1000;
 const LOG: u64 = 0x6_0000;
 /// The GDT, a page of it to change to, and where they are seen: in the kernel's half.
 const TABLE: u64 = 0x7_0000;
@@ -34,6 +34,8 @@ enum Before {
     SetsFlags,
 }
 
+/// How it does that.
+type Way = fn(&mut CodeAssembler);
 /// One return: the frame, and what comes before it.
 type Return = ([u64; 5], Before, u64);
 
@@ -107,7 +109,7 @@ fn kernel(entry: u64) -> Vec<u8> {
     a.mov(rbx, qword_ptr(r8 + 48)).unwrap();
     a.mov(r10, SEEN_AT).unwrap();
     a.mov(rdx, entry).unwrap();
-    let ways: [(Before, fn(&mut CodeAssembler)); 6] = [
+    let ways: [(Before, Way); 6] = [
         (Before::CodeDescriptor, |a| a.mov(qword_ptr(r10 + 0x28), rbx).unwrap()),
         (Before::StackDescriptor, |a| a.mov(qword_ptr(r10 + 0x20), rbx).unwrap()),
         (Before::Remaps, |a| {
@@ -269,16 +271,6 @@ fn stops_at_every_position_around_a_return() {
 /// The kernel gives its program another stack with each return.
 #[test]
 fn a_stack_that_a_return_gives_is_looked_at() {
-    let (ours, virt) = ours();
-    let build = |a: &mut CodeAssembler| {
-        let mut top = a.create_label();
-        a.set_label(&mut top).unwrap();
-        a.push(rbx).unwrap();
-        a.pop(rax).unwrap();
-        a.add(qword_ptr(rsp - 16), 1).unwrap();
-        a.syscall().unwrap();
-        a.jmp(top).unwrap();
-    };
     let mut kernel = CodeAssembler::new(64).unwrap();
     kernel.xchg(rsp, rbx).unwrap();
     kernel.mov(rax, rsp).unwrap();
@@ -290,22 +282,8 @@ fn a_stack_that_a_return_gives_is_looked_at() {
     kernel.mov(qword_ptr(rsp + 16), r11).unwrap();
     kernel.mov(qword_ptr(rsp + 24), rax).unwrap();
     kernel.iretq().unwrap();
-    let kernel = kernel.assemble(KERNEL).unwrap();
-    let ends = [true, false].map(|with| {
-        let mut guest = if with { mirrored(build) } else { program(build) };
-        guest.cpu.set_interpret_all(!with);
-        let mut free = FREE;
-        map(&mut guest, virt, FRAME, &mut free);
-        map(&mut guest, SEEN_AT, TABLE, &mut free);
-        set_up_table(&mut guest);
-        assert!(guest.board.ram.write(GuestPhys(KERNEL), &kernel));
-        let state = guest.cpu.state_mut();
-        take_calls_at(state, KERNEL);
-        state.gpr[gpr::RBX] = virt + 0x800;
-        assert_eq!(guest.run_to(6000), Exit::Limit);
-        let words = guest.board.ram.read_u64(GuestPhys(FRAME + 0x800 - 16)).unwrap();
-        (guest.cpu.state().gpr, guest.cpu.state().rip, words)
+    given_stacks_are_looked_at(&kernel.assemble(KERNEL).unwrap(), 6000, |guest| {
+        map(guest, SEEN_AT, TABLE, &mut (FREE + 0x8000));
+        set_up_table(guest);
     });
-    assert!(ends[0] == ends[1], "{:x?} {:x?}", ends[0], ends[1]);
-    assert!(ends[0].2 > 100 && ours.iter().all(|byte| *byte == 0xaa));
 }

@@ -5,7 +5,7 @@ use super::mirrored::{FAR, FRAME, FREE, map, mirrored, ours, program};
 use super::*;
 use crate::marks::{Mark, count};
 
-const KERNEL: u64 = 0x1_1000;
+pub(super) const KERNEL: u64 = 0x1_1000;
 
 /// Moves RSP to RBX in one way or another; RBP is as far below RSP as RBX is.
 type Way = fn(&mut CodeAssembler);
@@ -157,6 +157,15 @@ fn a_stack_pointer_that_wanders_off_does_not_get_past_what_guards_us() {
 /// The kernel gives its program another stack, and goes back by SYSRET.
 #[test]
 fn a_stack_that_the_kernel_gives_is_looked_at() {
+    let mut kernel = CodeAssembler::new(64).unwrap();
+    kernel.xchg(rsp, rbx).unwrap();
+    kernel.sysretq().unwrap();
+    given_stacks_are_looked_at(&kernel.assemble(KERNEL).unwrap(), 3000, |_| {});
+}
+
+/// A program calls its kernel, which has it go on with RBX as its stack pointer, for so many instructions; that leads to
+/// memory of ours. `set_up` comes before.
+pub(super) fn given_stacks_are_looked_at(kernel: &[u8], instructions: u64, set_up: impl Fn(&mut Guest)) {
     let (ours, virt) = ours();
     let build = |a: &mut CodeAssembler| {
         let mut top = a.create_label();
@@ -167,19 +176,16 @@ fn a_stack_that_the_kernel_gives_is_looked_at() {
         a.syscall().unwrap();
         a.jmp(top).unwrap();
     };
-    let mut kernel = CodeAssembler::new(64).unwrap();
-    kernel.xchg(rsp, rbx).unwrap();
-    kernel.sysretq().unwrap();
-    let kernel = kernel.assemble(KERNEL).unwrap();
     let ends = [true, false].map(|with| {
         let mut guest = if with { mirrored(build) } else { program(build) };
         guest.cpu.set_interpret_all(!with);
         map(&mut guest, virt, FRAME, &mut FREE.clone());
-        assert!(guest.board.ram.write(GuestPhys(KERNEL), &kernel));
+        set_up(&mut guest);
+        assert!(guest.board.ram.write(GuestPhys(KERNEL), kernel));
         let state = guest.cpu.state_mut();
         take_calls_at(state, KERNEL);
         state.gpr[gpr::RBX] = virt + 0x800;
-        assert_eq!(guest.run_to(3000), Exit::Limit);
+        assert_eq!(guest.run_to(instructions), Exit::Limit);
         let words = guest.board.ram.read_u64(GuestPhys(FRAME + 0x800 - 16)).unwrap();
         (guest.cpu.state().gpr, guest.cpu.state().rip, words)
     });
