@@ -37,7 +37,8 @@ const AROUND: u64 = 16;
 const AROUND_IN_LARGE: u64 = 512;
 /// Pages behind those, as far as they are next to each other in RAM.
 const BEHIND: u64 = 256;
-/// Faults that may be had at once, or instructions executed from Rust for their stack pointer, and the instructions that have to retire for each other one.
+/// Faults that may be had at once, or instructions executed from Rust for their stack pointer, and the instructions
+/// that have to retire for each other one.
 const CREDIT: i64 = 4000;
 const PER_PAGE: u64 = 40_000;
 /// Instructions for which an address space that needed too many pages is left alone.
@@ -375,20 +376,17 @@ impl Vcpu {
         budget: u64,
         mut done: Done,
     ) -> Result<Done, Faulted> {
-        let unfinished = |vcpu: &Self| vcpu.state().gpr[gpr::RCX] != 0 && !vcpu.debugging.has_hit();
-        while unfinished(self) && done.retired < budget && !bus.ram().is_disturbed() {
+        while self.state().gpr[gpr::RCX] != 0 && done.retired < budget && !bus.ram().is_disturbed() {
             let left = budget - done.retired;
-            let more = match self.string_in_mirror(bus, mode, instr, left) {
-                Some(more) => more,
-                None => self
-                    .interpret_as(bus, instr, class, left)
-                    .map_err(|fault| Faulted { retired: fault.retired + done.retired, ..fault })?,
-            };
-            if more.retired == 0 {
-                break;
+            if let Some(more) = self.string_in_mirror(bus, mode, instr, left) {
+                done.retired += more.retired;
+                continue;
             }
-            done.retired += more.retired;
-            done.data_hits |= more.data_hits;
+            // What this does may have to be looked at in the loop.
+            let more = self
+                .interpret_as(bus, instr, class, left)
+                .map_err(|fault| Faulted { retired: fault.retired + done.retired, ..fault })?;
+            return Ok(Done { retired: done.retired + more.retired, ..more });
         }
         Ok(done)
     }
