@@ -483,14 +483,14 @@ impl Blocks {
 
     /// Forgets the blocks that have an instruction at one of these linear addresses.
     pub fn forget_at(&mut self, arena: &mut Arena, addresses: &BTreeSet<u64>) {
-        if addresses.is_empty() {
-            return;
-        }
-        for index in 0..self.list.len() {
-            let block = &self.list[index];
+        let on_page = |page: u64| addresses.range(page << 12..=page << 12 | 0xfff).next().is_some();
+        let sheets = self.pages.values().flat_map(CodePage::sheets).filter(|sheet| on_page(sheet.virt_page));
+        let ids: Vec<BlockId> = sheets.flat_map(|sheet| sheet.blocks.iter().copied()).collect();
+        for id in ids {
+            let block = self.get(id);
             let mut starts = (0..block.count).map(|k| block.virt_of(k));
             if block.live && starts.any(|virt| addresses.contains(&virt)) {
-                self.forget(arena, BlockId(index as u32));
+                self.forget(arena, id);
             }
         }
     }
