@@ -4,7 +4,7 @@ use crate::core::{Core, Intent};
 use x86::{Exception, Segment, vector};
 
 /// Selector bit: the table is the LDT.
-const TABLE_LOCAL: u16 = 1 << 2;
+pub(crate) const TABLE_LOCAL: u16 = 1 << 2;
 /// The type bit that the processor sets in code and data descriptors it loads.
 const ACCESSED: u16 = 1;
 

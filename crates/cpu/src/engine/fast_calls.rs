@@ -6,8 +6,8 @@
 //! that it would come to from there, and the other way round.
 //!
 //! What is common is done here: 64-bit code on both sides, no flag that needs care (TF, AC, NT and the
-//! like), no interrupt that SYSRET would let in, nothing to be done to the mirror before a program runs, its stack pointer where
-//! one has been looked at (see [`super::stack`]). Anything else is left to Rust with nothing done yet.
+//! like), no interrupt that SYSRET would let in, nothing to be done to the mirror before a program runs, its stack
+//! pointer where one has been looked at (see [`super::stack`]). Anything else is left to Rust with nothing done yet.
 //! Segments change to flat ones whose hidden parts follow from IA32_STAR; Rust keeps them ready in the
 //! hot data ([`ready`]).
 

@@ -24,13 +24,6 @@ use crate::marks::mark;
 /// Exits linked to a block that are looked through for what is there twice.
 const INCOMING_LOOKED_THROUGH: usize = 64;
 
-impl Block {
-    /// Where exits from a page enter it.
-    fn entry_from(&self, virt_page: u64) -> u32 {
-        if virt_page == self.key.virt >> 12 { self.entry } else { self.checked }
-    }
-}
-
 impl Blocks {
     /// Makes exit `from` (a direct jump) go straight to block `to`.
     pub fn link(&mut self, arena: &mut Arena, from: ExitId, to: BlockId) {
@@ -40,7 +33,7 @@ impl Blocks {
         let source = &self.list[exit.block.0 as usize];
         let to_block = &self.list[to.0 as usize];
         debug_assert_eq!(target, to_block.key.virt);
-        arena.patch_jump(field, to_block.entry_from(source.key.virt >> 12));
+        lead(arena, source, field, to_block);
         let incoming = &mut self.list[to.0 as usize].incoming;
         if incoming.len() < INCOMING_LOOKED_THROUGH {
             if !incoming.contains(&from) {
@@ -106,22 +99,19 @@ impl Blocks {
         let BlockKey { virt, mode, .. } = self.get(id).key;
         let inside = |source: &Block| source.key.virt >> 12 == virt >> 12 && is_open(source.key.mode, virt);
         incoming.retain(|exit| {
-            let source = self.get(self.exits[exit.0 as usize].block);
+            let Exit { block: source, kind, .. } = self.exits[exit.0 as usize];
+            let source = self.get(source);
             if inside(source) {
                 return true;
             }
-            let led_here = self.leads_to(*exit, virt, mode);
+            let led_here =
+                matches!(kind, ExitKind::Branch { target, mode: to, .. } if (target, to) == (virt, mode));
             if led_here {
                 self.unlink(arena, *exit);
             }
             led_here && source.live
         });
         self.list[id.0 as usize].incoming = incoming;
-    }
-
-    /// Whether an exit is a direct jump to an address in a mode.
-    fn leads_to(&self, exit: ExitId, virt: u64, to: Mode) -> bool {
-        matches!(self.exits[exit.0 as usize].kind, ExitKind::Branch { target, mode, .. } if (target, mode) == (virt, to))
     }
 
     /// Has a block that may be entered be led to as before, by jumps that are for where it is now; by the jump caches
@@ -132,11 +122,11 @@ impl Blocks {
         let BlockKey { virt, mode, .. } = block.key;
         incoming.retain(|exit| {
             let Exit { block: source, kind, .. } = self.exits[exit.0 as usize];
-            let ExitKind::Branch { field, .. } = kind else { return true };
-            let leads = self.leads_to(*exit, virt, mode);
+            let ExitKind::Branch { target, mode: to, field, .. } = kind else { return true };
+            let leads = (target, to) == (virt, mode);
             if leads {
                 mark!(Rejoined);
-                arena.patch_jump(field, block.entry_from(self.get(source).key.virt >> 12));
+                lead(arena, self.get(source), field, block);
             } else {
                 self.unlink(arena, *exit);
             }
@@ -175,6 +165,12 @@ impl Blocks {
             }
         });
     }
+}
+
+/// Has the jump at `field` of a block go to another one.
+fn lead(arena: &mut Arena, from: &Block, field: u32, to: &Block) {
+    let same_page = from.key.virt >> 12 == to.key.virt >> 12;
+    arena.patch_jump(field, if same_page { to.entry } else { to.checked });
 }
 
 /// A jump-cache entry that matches nothing.

@@ -219,15 +219,19 @@ impl Mirror {
     /// Gives all chunks up. Code that was translated with some of them claimed must not run any more.
     pub fn release(&mut self) {
         self.clear();
-        for chunk in self.reserved.drain() {
-            let (start, bytes) = extent(chunk);
-            unmap(start, bytes);
-        }
+        self.unreserve();
         let claimed = self.claimed.drain();
         let Some(Guard(guard)) = self.guard else { return };
         for (chunk, _) in claimed.filter(|(_, ours)| *ours) {
             let closed = protect(guard + chunk * PAGE, PAGE as usize, NONE);
             assert!(closed, "the host cannot take back that a page may be read");
+        }
+    }
+
+    fn unreserve(&mut self) {
+        for chunk in self.reserved.drain() {
+            let (start, bytes) = extent(chunk);
+            unmap(start, bytes);
         }
     }
 
@@ -435,7 +439,7 @@ impl Mirror {
 
 impl Drop for Mirror {
     fn drop(&mut self) {
-        self.release();
+        self.unreserve();
     }
 }
 

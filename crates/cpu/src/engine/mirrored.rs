@@ -138,8 +138,8 @@ impl Vcpu {
         }
     }
 
-    /// Programs that come and go leave claims behind, each at addresses of its own: begins anew, with no code that relies on
-    /// any.
+    /// Programs that come and go leave claims behind, each at addresses of its own: begins anew, with no code that
+    /// relies on any.
     fn renew_claims(&mut self, bus: &mut dyn Bus) {
         mark!(ClaimsRenewed);
         self.drop_code(bus);
@@ -237,8 +237,8 @@ impl Vcpu {
         self.tlb.admit_to_mirror(&self.arena, bus.ram(), access, &mapping, found.writable_now)
     }
 
-    /// Maps what the program has accessed before around a page just mapped, which costs it no faults then: near
-    /// it, and behind that for as long as the pages are next to each other in RAM too.
+    /// Maps what the program has accessed before around a page, which costs it no faults then: near it, the page itself
+    /// too if it is not mapped yet, and behind that for as long as the pages are next to each other in RAM too.
     fn mirror_around(&mut self, bus: &mut dyn Bus, virt: GuestVirt, found: &Translation) {
         let window = (if found.page_shift > 12 { AROUND_IN_LARGE } else { AROUND }) * PAGE_SIZE as u64;
         let start = virt.0 / window * window;
@@ -366,8 +366,8 @@ impl Vcpu {
         Done { retired: iterations, data_hits: 0 }
     }
 
-    /// Goes on with a string instruction of which some iterations are done, through pages that are mapped or can be, until
-    /// it is done or faults: who copies to fresh memory is to come to Rust once for each page.
+    /// Goes on with a string instruction of which some iterations are done, through pages that are mapped or can be,
+    /// until it is done or faults: who copies to fresh memory is to come to Rust once for each page.
     pub(super) fn string_goes_on(
         &mut self,
         bus: &mut dyn Bus,
@@ -417,15 +417,13 @@ impl Vcpu {
 
     /// Maps a page that the program has accessed, and some around it; false if it has not.
     fn mirror_accessed(&mut self, bus: &mut dyn Bus, virt: GuestVirt) -> bool {
-        let Some(run) = self.accessed(bus, virt) else { return false };
-        if !self.tlb.mirror.map(bus.ram(), run) {
-            return false;
+        let Some(found) = walk::probe(&self.hot().state, bus.ram(), virt) else { return false };
+        self.mirror_around(bus, virt, &found);
+        let mapped = self.tlb.mirror.has(virt.0);
+        if mapped {
+            mark!(MirrorCrossed);
         }
-        mark!(MirrorCrossed);
-        if let Some(found) = walk::probe(&self.hot().state, bus.ram(), virt) {
-            self.mirror_around(bus, virt, &found);
-        }
-        true
+        mapped
     }
 
     /// Allows writes to pages near one just written, to which they were allowed until lately.

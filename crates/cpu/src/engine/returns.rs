@@ -16,17 +16,15 @@ use super::hot::{Field, Hot, KERNEL, SpillEntry};
 use super::spaces::Kind;
 use super::tlb::{Mapping, Touched};
 use super::vcpu::Vcpu;
+use crate::descriptor::TABLE_LOCAL;
 use crate::marks::mark;
+use crate::system::DROPPED;
 use crate::walk::{self, Access};
 use crate::{Bus, CpuState};
 use base::{GuestVirt, PAGE_SIZE};
 use std::mem::offset_of;
 use x86::{SegmentIndex, flags};
 
-/// Segments that a return to an outer level makes null if that may not use them.
-const DROPPED: [SegmentIndex; 4] = [SegmentIndex::Es, SegmentIndex::Ds, SegmentIndex::Fs, SegmentIndex::Gs];
-/// A selector of the LDT.
-const LOCAL: u16 = 4;
 /// Bytes of IRETQ's frame.
 const FRAME: usize = 40;
 
@@ -154,7 +152,7 @@ impl Vcpu {
         self.hot().known.entry = 0;
         let state = self.state();
         let segments = [SegmentIndex::Cs, SegmentIndex::Ss].map(|index| state.seg[index as usize]);
-        let flat = segments.iter().all(|segment| segment.base == 0 && segment.selector & LOCAL == 0);
+        let flat = segments.iter().all(|segment| segment.base == 0 && segment.selector & TABLE_LOCAL == 0);
         if mode.set() != KERNEL || state.cpl != 3 || !state.code64() || !flat {
             return;
         }

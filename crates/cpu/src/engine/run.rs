@@ -529,7 +529,6 @@ impl Vcpu {
         let _work = profile::work(Work::Interpret);
         let budget = self.horizon - self.state().retired;
         let BlockExit { block, insn, kind, .. } = self.blocks.exits[id.0 as usize];
-        let mut returns = false;
         let done = match self.decoded(bus, mode, id) {
             Ok((instr, class)) => {
                 let in_mirror = self.string_in_mirror(bus, mode, &instr, budget);
@@ -541,12 +540,17 @@ impl Vcpu {
                     mark!(StringFilled);
                     return Next::Enter(self.blocks.get(block).host_of(insn));
                 }
-                returns = instr.mnemonic() == Mnemonic::Iretq;
                 profile::interpreted(instr.mnemonic(), matches!(kind, ExitKind::Access { .. }));
                 match (filled, in_mirror) {
                     (Err(fault), _) => Err(Faulted::from(fault)),
                     (_, Some(done)) => self.string_goes_on(bus, mode, (&instr, class), budget, done),
-                    (_, None) => self.interpret_as(bus, &instr, class, budget),
+                    (_, None) => {
+                        let done = self.interpret_as(bus, &instr, class, budget);
+                        if done.is_ok() && instr.mnemonic() == Mnemonic::Iretq && !self.mirror_waits() {
+                            self.note_return(bus, mode);
+                        }
+                        done
+                    }
                 }
             }
             Err(exception) => Err(Faulted::from(exception)),
@@ -560,9 +564,6 @@ impl Vcpu {
             }
         };
         self.hot().state.retired += retired;
-        if returns && !self.mirror_waits() {
-            self.note_return(bus, mode);
-        }
         // The leader of a group has left nothing for the others.
         if matches!(kind, ExitKind::Access { leads: true, .. }) || self.groups_stale(block) {
             return match self.twin(bus, block) {

@@ -268,10 +268,7 @@ impl Tlb {
 
     /// The entry of the kernel's spill table that holds the translation of its page at `virt` for reads, and its key.
     pub fn spilled(&self, arena: &Arena, virt: GuestVirt) -> Option<(u64, u64)> {
-        let set = &hot(arena).sets[KERNEL];
-        let generation = set.generation[Kind::Read as usize];
-        let entry = &set.spill[Kind::Read as usize][spill_way(generation)][spill_slot(virt.page())];
-        let key = virt.page_base().0 + generation;
+        let (entry, key) = spill_entry(arena, KERNEL, Kind::Read, virt.page_base().0);
         (entry.key == key).then_some((std::ptr::from_ref(entry) as u64, key))
     }
 
@@ -362,9 +359,8 @@ impl Tlb {
     /// Whether code of a physical page may be running, or be entered without being found anew, at a virtual
     /// page.
     pub fn runs_code(&self, arena: &Arena, mode: Mode, virt_page: u64, phys_page: u64) -> bool {
-        let virt = virt_page << 12;
-        self.shown_code(arena, mode.set(), virt_page) == Some(phys_page)
-            || is_open(mode, virt) && self.code_behind(arena, mode, virt_page) == Some(phys_page)
+        let known = [self.shown_code(arena, mode.set(), virt_page), self.code_behind(arena, mode, virt_page)];
+        known.contains(&Some(phys_page))
     }
 
     /// The physical page that emitted code is told to be behind a virtual one.
@@ -728,12 +724,18 @@ fn show_data(arena: &Arena, number: usize, kind: Kind, virt: u64, addend: u64) {
     set.data[table].tag[slot] = virt.wrapping_neg();
     set.data[table].addend[slot] = addend;
     if is_upper(virt) || number != 0 {
-        // The kernel's half is the same in all address spaces, whichever of its sets it is in.
-        let like = if is_upper(virt) && number == LIFTED { KERNEL } else { number };
-        let generation = hot(arena).sets[like].generation[table];
-        let way = &mut hot(arena).sets[number].spill[table][spill_way(generation)];
-        way[spill_slot(page)] = SpillEntry { key: virt + generation, addend };
+        let (entry, key) = spill_entry(arena, number, kind, virt);
+        *entry = SpillEntry { key, addend };
     }
+}
+
+/// The entry of a set's spill table that may hold the translation of the page at `virt`, and the key that says so.
+fn spill_entry(arena: &Arena, number: usize, kind: Kind, virt: u64) -> (&mut SpillEntry, u64) {
+    // The kernel's half is the same in all address spaces, whichever of its sets it is in.
+    let like = if is_upper(virt) && number == LIFTED { KERNEL } else { number };
+    let generation = hot(arena).sets[like].generation[kind as usize];
+    let way = &mut hot(arena).sets[number].spill[kind as usize][spill_way(generation)];
+    (&mut way[spill_slot(GuestVirt(virt).page())], virt + generation)
 }
 
 /// Drops a page from the tables of one kind, of the tagged one in these ways.

@@ -227,9 +227,13 @@ pub(super) fn return_stack_segment(
     Ok(core.stack_segment(selector, cpl, vector::GP)?.segment)
 }
 
+/// What a return to an outer level makes null if that may not use it.
+pub const DROPPED: [SegmentIndex; 4] =
+    [SegmentIndex::Es, SegmentIndex::Ds, SegmentIndex::Fs, SegmentIndex::Gs];
+
 /// Makes data segments that the outer level may not use null (SDM vol. 2B, RET).
 pub(super) fn drop_inaccessible_segments(core: &mut Core, cpl: u8) {
-    for index in [SegmentIndex::Es, SegmentIndex::Ds, SegmentIndex::Fs, SegmentIndex::Gs] {
+    for index in DROPPED {
         let seg = &mut core.state.seg[index as usize];
         let conforming_code = seg.kind() & 0xc == 0xc;
         if seg.present() && seg.dpl() < cpl && !conforming_code {

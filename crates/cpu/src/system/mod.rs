@@ -26,6 +26,7 @@ mod virtual_8086;
 mod x87;
 mod xstate;
 
+pub(crate) use far::DROPPED;
 pub(crate) use fast_call::{SYSRET_FLAGS, syscall_segments, sysret_segments};
 pub(crate) use operand::{address, address_bits, effective_offset, operand_segment};
 pub(crate) use port::check_io;
