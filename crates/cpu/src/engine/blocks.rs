@@ -125,8 +125,29 @@ pub struct BlockId(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ExitId(pub u32);
 
+/// An exit that is linked to a block, or has been.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Link(u32);
+
+impl Link {
+    /// `inside`: it is of the same sheet.
+    pub fn new(from: ExitId, inside: bool) -> Self {
+        Self(from.0 << 1 | u32::from(inside))
+    }
+
+    pub fn from(self) -> ExitId {
+        ExitId(self.0 >> 1)
+    }
+
+    /// Whether the exit is of the same sheet. Such a link is undone only when the block is forgotten: a sheet's
+    /// blocks are entered, or slid, or neither, together.
+    pub fn is_inside(self) -> bool {
+        self.0 & 1 != 0
+    }
+}
+
 /// Exits linked to a block: mostly few, which are kept without a heap.
-pub type Incoming = SmallVec<[ExitId; 4]>;
+pub type Incoming = SmallVec<[Link; 4]>;
 
 /// Index of a decoded instruction kept for Rust to execute, or [`DecodedId::NONE`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -503,8 +524,8 @@ impl Blocks {
         }
         block.live = false;
         self.keys.remove(&self.list, id);
-        for exit in std::mem::take(&mut self.list[id.0 as usize].incoming) {
-            self.unlink(arena, exit);
+        for link in std::mem::take(&mut self.list[id.0 as usize].incoming) {
+            self.unlink(arena, link.from());
         }
         self.leave_jump_caches(arena, id);
     }

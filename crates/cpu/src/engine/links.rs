@@ -15,7 +15,7 @@
 //! of its page holds.
 
 use super::arena::Arena;
-use super::blocks::{Block, BlockId, BlockKey, Blocks, Exit, ExitId, ExitKind, Mode};
+use super::blocks::{Block, BlockId, BlockKey, Blocks, Exit, ExitId, ExitKind, Link, Mode};
 use super::entered::{CodeAt, is_open};
 use super::hot::{JUMP_ENTRIES, JumpEntry, spread};
 use super::regs;
@@ -34,18 +34,20 @@ impl Blocks {
         let to_block = &self.list[to.0 as usize];
         debug_assert_eq!(target, to_block.key.virt);
         lead(arena, source, field, to_block);
+        let sheet = |key: &BlockKey| (key.virt >> 12, key.phys >> 12, key.mode);
+        let link = Link::new(from, sheet(&source.key) == sheet(&to_block.key));
         let incoming = &mut self.list[to.0 as usize].incoming;
         if incoming.len() < INCOMING_LOOKED_THROUGH {
-            if !incoming.contains(&from) {
-                incoming.push(from);
+            if !incoming.contains(&link) {
+                incoming.push(link);
             }
             return;
         }
         if incoming.len() == incoming.capacity() {
-            incoming.sort_unstable_by_key(|exit| exit.0);
+            incoming.sort_unstable();
             incoming.dedup();
         }
-        incoming.push(from);
+        incoming.push(link);
     }
 
     /// Makes the way out of `from`, a group of accesses that are not all on one page, go straight to
@@ -55,7 +57,7 @@ impl Blocks {
         let ExitKind::Access { across: field @ 1.., .. } = kind else { return };
         let to = &mut self.list[twin.0 as usize];
         arena.patch_jump(field, to.host_of(insn));
-        to.incoming.push(from);
+        to.incoming.push(Link::new(from, true));
     }
 
     /// Makes a jump lead out of translated code again.
@@ -98,7 +100,11 @@ impl Blocks {
         let mut incoming = std::mem::take(&mut self.list[id.0 as usize].incoming);
         let BlockKey { virt, mode, .. } = self.get(id).key;
         let inside = |source: &Block| source.key.virt >> 12 == virt >> 12 && is_open(source.key.mode, virt);
-        incoming.retain(|exit| {
+        incoming.retain(|link| {
+            if link.is_inside() {
+                return true;
+            }
+            let exit = link.from();
             let Exit { block: source, kind, .. } = self.exits[exit.0 as usize];
             let source = self.get(source);
             if inside(source) {
@@ -107,7 +113,7 @@ impl Blocks {
             let led_here =
                 matches!(kind, ExitKind::Branch { target, mode: to, .. } if (target, to) == (virt, mode));
             if led_here {
-                self.unlink(arena, *exit);
+                self.unlink(arena, exit);
             }
             led_here && source.live
         });
@@ -120,7 +126,11 @@ impl Blocks {
         let mut incoming = std::mem::take(&mut self.list[id.0 as usize].incoming);
         let block = self.get(id);
         let BlockKey { virt, mode, .. } = block.key;
-        incoming.retain(|exit| {
+        incoming.retain(|link| {
+            if link.is_inside() {
+                return true;
+            }
+            let exit = link.from();
             let Exit { block: source, kind, .. } = self.exits[exit.0 as usize];
             let ExitKind::Branch { target, mode: to, field, .. } = kind else { return true };
             let leads = (target, to) == (virt, mode);
@@ -128,7 +138,7 @@ impl Blocks {
                 mark!(Rejoined);
                 lead(arena, self.get(source), field, block);
             } else {
-                self.unlink(arena, *exit);
+                self.unlink(arena, exit);
             }
             leads
         });
