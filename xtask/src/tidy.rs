@@ -9,7 +9,7 @@ use std::path::Path;
 /// The house, from the ground floor up; a crate may use only crates on floors below its own.
 /// New crates find their floor here.
 const FLOORS: &[&[&str]] = &[
-    &["base", "dice", "guest", "disk", "hostnet", "symbols"],
+    &["base", "dice", "guest", "disk", "hostnet", "symbols", "translations"],
     &["x86"],
     &["memory"],
     &["cpu"],

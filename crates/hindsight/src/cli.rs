@@ -1,7 +1,7 @@
 //! The words of the command line.
 
 use crate::failure::Failure;
-use crate::values::{ConsoleTo, Forward, Net, Pos, RecPos, Seeds, Size, duration};
+use crate::values::{ConsoleTo, Forward, Net, Pos, RecPos, Seeds, Size, TranslationsIn, duration};
 use base::Position;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -127,6 +127,9 @@ pub struct Explore {
     /// How much translated code each guest keeps; makes no difference to it
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     pub code_cache: Size,
+    /// Where translated code is kept for later runs: a folder, or off [default: translations in the cache folder]
+    #[arg(long, value_name = "FOLDER")]
+    pub translations: Option<TranslationsIn>,
     /// Run this in the guest; a run fails when its exit status is not zero or the guest dies
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
@@ -135,7 +138,7 @@ pub struct Explore {
 impl Explore {
     /// What has no effect on the guest.
     pub fn tuning(&self) -> Result<Tuning, Failure> {
-        tuning(self.code_cache, None)
+        tuning(self.code_cache, None, self.translations.as_ref())
     }
 }
 
@@ -353,6 +356,9 @@ pub struct HostOptions {
     /// How much translated code is kept; makes no difference to the guest
     #[arg(long, value_name = "SIZE", default_value = "42M")]
     pub code_cache: Size,
+    /// Where translated code is kept for later runs: a folder, or off [default: translations in the cache folder]
+    #[arg(long, value_name = "FOLDER")]
+    pub translations: Option<TranslationsIn>,
     /// For tests: drop translations at random, which must make no difference to the guest
     #[arg(long, value_name = "N", hide = true)]
     pub chaos: Option<u64>,
@@ -374,18 +380,27 @@ impl HostOptions {
         let fault = |at: u64, needs_history| Fault { at: Position::from_count(at), needs_history };
         let history = self.fault_of_history.map(|at| fault(at, true));
         let fault = self.fault.map(|at| fault(at, false)).or(history);
-        let tuning = tuning(self.code_cache, self.chaos)?;
+        let tuning = tuning(self.code_cache, self.chaos, self.translations.as_ref())?;
         let mirror_after = self.mirror_after.or(tuning.mirror_after);
         Ok(Tuning { fault, mirror_after, ..tuning })
     }
 }
 
-fn tuning(code_cache: Size, chaos: Option<u64>) -> Result<Tuning, Failure> {
+fn tuning(
+    code_cache: Size,
+    chaos: Option<u64>,
+    translations: Option<&TranslationsIn>,
+) -> Result<Tuning, Failure> {
     let code_cache_bytes = usize::try_from(code_cache.bytes).unwrap_or(usize::MAX);
     if !(1 << 20..=1 << 30).contains(&code_cache_bytes) {
         return Err(Failure::usage(format!("--code-cache {code_cache}: it has between 1M and 1G")));
     }
-    Ok(Tuning { code_cache_bytes, chaos, ..Tuning::default() })
+    if let Some(TranslationsIn::Folder(folder)) = translations {
+        let unusable = |error| Failure::usage(format!("--translations {}: {error}", folder.display()));
+        translations::prepare(folder).map_err(unusable)?;
+    }
+    let translations = TranslationsIn::folder(translations);
+    Ok(Tuning { code_cache_bytes, chaos, translations, ..Tuning::default() })
 }
 
 /// `--clock`

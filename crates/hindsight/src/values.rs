@@ -1,5 +1,6 @@
 //! Values on the command line: sizes, places in a run; networks and forwards are [`hostnet`]'s.
 
+use guest::Cache;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -186,6 +187,38 @@ impl FromStr for ConsoleTo {
             "stdio" => Ok(ConsoleTo::Stdio),
             "none" => Ok(ConsoleTo::None),
             path => Ok(ConsoleTo::File(path.into())),
+        }
+    }
+}
+
+/// Where translated code is kept for later runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TranslationsIn {
+    /// In a folder.
+    Folder(PathBuf),
+    /// Nowhere.
+    Nowhere,
+}
+
+impl FromStr for TranslationsIn {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text {
+            "" => Err("translations are kept in a folder, or off".to_owned()),
+            "off" => Ok(TranslationsIn::Nowhere),
+            folder => Ok(TranslationsIn::Folder(folder.into())),
+        }
+    }
+}
+
+impl TranslationsIn {
+    /// The folder, which is in the user's cache unless `chosen`.
+    pub fn folder(chosen: Option<&Self>) -> Option<PathBuf> {
+        match chosen {
+            Some(TranslationsIn::Folder(folder)) => Some(folder.clone()),
+            Some(TranslationsIn::Nowhere) => None,
+            None => Some(Cache::of_user().ok()?.path("translations")),
         }
     }
 }

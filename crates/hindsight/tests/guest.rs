@@ -66,6 +66,58 @@ fn a_run_a_recording_and_its_replay_are_the_same_to_the_last_bit() {
     is_a_profile(&fs::read_to_string(place.path("profile")).unwrap());
 }
 
+/// How many of a profile's line there were.
+fn counted(profile: &str, what: &str) -> u64 {
+    let line =
+        profile.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {profile}"));
+    line.rsplit(['(', ')']).nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn translations_are_kept_from_run_to_run_and_make_no_difference() {
+    let Some(place) = Place::new() else { return };
+    let record = [
+        "record",
+        "-o",
+        "./rec",
+        "--translations",
+        "./kept",
+        "--json",
+        "--console",
+        "first",
+        "--",
+        "uname -a",
+    ];
+    let first = place.json(&record, 0);
+    let segments = || {
+        let files = fs::read_dir(place.path("kept")).unwrap().map(|entry| entry.unwrap().path());
+        files.collect::<Vec<_>>()
+    };
+    let [segment] = &segments()[..] else { panic!("{:?}", segments()) };
+    let replay = |translations: &str| {
+        let words = ["replay", "./rec", "--translations", translations, "--profile-engine=profile", "--json"];
+        let told = place.json(&words, 0);
+        assert_eq!((facts(&told), &told["exit"]), (facts(&first), &"end-of-recording".into()));
+        let profile = fs::read_to_string(place.path("profile")).unwrap();
+        ["blocks kept by an earlier run", "blocks translated"].map(|what| counted(&profile, what))
+    };
+    let [kept, translated] = replay("./kept");
+    assert!(kept > 20_000 && translated < kept / 8, "{kept} kept, {translated} translated");
+    // Without them, and with what is damaged here and there.
+    let [kept, translated] = replay("off");
+    assert!(kept == 0 && translated > 20_000, "{kept} kept, {translated} translated");
+    let mut bytes = fs::read(segment).unwrap();
+    let index = u64::from_le_bytes(bytes[16..24].try_into().unwrap()) as usize;
+    (100..index).step_by(3001).for_each(|at| bytes[at] ^= 0x10);
+    fs::write(segment, bytes).unwrap();
+    let [kept, translated] = replay("./kept");
+    assert!(kept > 5000 && translated > 1000, "{kept} kept, {translated} translated");
+    // Where there can be none.
+    fs::write(place.path("file"), "").unwrap();
+    let refused = place.hindsight(&["replay", "./rec", "--translations", "./file"]).with_status(2);
+    assert!(refused.stderr.contains("--translations ./file: "), "{}", refused.stderr);
+}
+
 /// Looks for what a profile of any guest has, and takes away the map it names.
 fn is_a_profile(text: &str) {
     for part in

@@ -82,7 +82,7 @@ pub enum ClockMode {
 }
 
 /// What has no effect on the guest, but for a deliberate [`Fault`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tuning {
     /// Bytes of translated code kept.
     pub code_cache_bytes: usize,
@@ -92,6 +92,8 @@ pub struct Tuning {
     /// Instructions after which the memory of a program that keeps its processor is mirrored (see
     /// [`cpu::VcpuConfig`]); never if `None`.
     pub mirror_after: Option<u64>,
+    /// The folder where translated code is kept from run to run, if anywhere (see the `translations` crate).
+    pub translations: Option<PathBuf>,
     /// Bytes of written disk blocks kept in memory; more go to a temporary file.
     pub disk_memory_bytes: u64,
     /// An error that the machine makes on purpose, to test that it is found.
@@ -104,6 +106,7 @@ impl Default for Tuning {
             code_cache_bytes: 42 << 20,
             chaos: None,
             mirror_after: Some(3_000_000),
+            translations: None,
             disk_memory_bytes: 256 << 20,
             fault: None,
         }

@@ -57,12 +57,16 @@ impl Session {
         if guest.model.processors != guest.cpus {
             return Err(SessionError::Processors { guest: guest.cpus, model: guest.model.processors });
         }
-        let vcpu = Vcpu::new(VcpuConfig {
+        let mut vcpu = Vcpu::new(VcpuConfig {
             model: guest.model.clone(),
             code_cache_bytes: tuning.code_cache_bytes,
             chaos: tuning.chaos,
             mirror_after: tuning.mirror_after,
         })?;
+        if let Some(folder) = &tuning.translations {
+            // Without, everything is translated: no reason not to run.
+            let _ = vcpu.keep_translations(folder);
+        }
         let store = Store::in_temp_dir(tuning.disk_memory_bytes);
         let tray = Tray::default();
         let config = MachineConfig {

@@ -294,6 +294,12 @@ fn machine(case: &Case, pace: Pace, tray: &Tray) -> Machine<Vcpu> {
     let vcpu = Vcpu::new(VcpuConfig { model, code_cache_bytes: 1 << 20, chaos, mirror_after: Some(0) });
     let mut vcpu = vcpu.unwrap_or_else(|why| panic!("no processor: {why}"));
     vcpu.set_interpret_all(pace == Pace::Interpreted);
+    if let Pace::Chaos(_) = pace {
+        // What is dropped comes back as it was kept. The file has no name, and remains without the folder.
+        let folder = tempfile::tempdir().unwrap_or_else(|why| panic!("no temporary folder: {why}"));
+        vcpu.keep_translations(folder.path()).unwrap_or_else(|why| panic!("no translations are kept: {why}"));
+        vcpu.compare_kept();
+    }
     let board = BoardConfig {
         memory: case.ram,
         cpus: case.cpus,

@@ -22,13 +22,14 @@ use super::sheets::{CodePage, Keys};
 use crate::marks::mark;
 use base::PAGE_SIZE;
 use iced_x86::Instruction;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
 /// The processor mode a block was translated for; which assumptions are wired into it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Mode(pub u32);
 
 impl Mode {
@@ -150,7 +151,7 @@ impl Link {
 pub type Incoming = SmallVec<[Link; 4]>;
 
 /// Index of a decoded instruction kept for Rust to execute, or [`DecodedId::NONE`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DecodedId(pub u32);
 
 impl DecodedId {
@@ -175,7 +176,7 @@ const BEGINS: usize = 1 << 20;
 pub const HOST_FAULT: u32 = u32::MAX;
 
 /// Where one instruction of a block begins.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Insn {
     /// Bytes from the block's first guest byte: less than 0 or less than the one before where a
     /// jump was followed.
@@ -242,7 +243,7 @@ impl Block {
 }
 
 /// Why translated code returned to Rust.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ExitKind {
     /// A TLB miss: the linear address is in R10.
     Access {

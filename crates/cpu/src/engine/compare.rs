@@ -3,7 +3,7 @@
 use super::blocks::{Block, BlockId, BlockKey, ExitId, ExitKind, PageId};
 use super::mirror::Mirror;
 use super::moves::is_movable;
-use super::translate::{Place, Surroundings};
+use super::translate::{Place, Surroundings, Translated};
 use super::vcpu::Vcpu;
 use crate::marks::mark;
 use base::GuestPhys;
@@ -89,7 +89,8 @@ impl Vcpu {
         }
     }
 
-    fn compare(&mut self, ram: &Ram, copy: BlockId, page_id: PageId) -> Result<(), String> {
+    /// Compares a block that is not linked with its translation.
+    pub(super) fn compare(&mut self, ram: &Ram, copy: BlockId, page_id: PageId) -> Result<(), String> {
         let block = self.blocks.get(copy);
         let key = block.key;
         let [start, cold] = self.blocks.starts_of(copy);
@@ -99,6 +100,7 @@ impl Vcpu {
             base: self.arena.base(),
             thunks: self.thunks,
             block: copy,
+            exits: block.exits,
             page_id,
             second: None,
         };
@@ -106,13 +108,13 @@ impl Vcpu {
         let bytes = ram.page_bytes(page);
         let mut around = Elsewhere(&mut self.tlb.mirror);
         self.translator.read(key, bytes, block.count, &BTreeSet::new(), &mut around);
-        let mut exits = self.blocks.exits[..block.exits as usize].to_vec();
-        let (fresh, code, cold_code) = self.translator.block(key, bytes, place, &mut exits);
+        let mut exits = Vec::new();
+        let Translated { block: fresh, code, cold: cold_code, .. } =
+            self.translator.block(key, bytes, place, &mut exits);
         let same_code = self.arena.code_at(start, (block.end - start) as usize) == code
             && self.arena.code_at(cold, (block.cold_end - cold) as usize) == cold_code;
         let range = self.blocks.exits_of(copy);
-        let same_exits =
-            self.blocks.exits[range.start as usize..range.end as usize] == exits[range.start as usize..];
+        let same_exits = self.blocks.exits[range.start as usize..range.end as usize] == exits;
         let shape = |b: &Block| {
             (b.count, b.entry, b.checked, b.end, b.cold_end, b.first, b.bytes, b.grouped, b.moves.clone())
         };
@@ -138,7 +140,7 @@ impl Surroundings for Elsewhere<'_> {
         false
     }
 
-    fn is_checked(&self, _: u64) -> bool {
+    fn is_checked(&mut self, _: u64) -> bool {
         false
     }
 

@@ -29,6 +29,7 @@ use super::moves::{Kind, Moves, is_movable};
 use super::vcpu::Vcpu;
 use crate::marks::mark;
 use base::PAGE_SIZE;
+use smallvec::SmallVec;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -83,6 +84,17 @@ impl Distance {
     }
 }
 
+/// Where a block comes from that settles in this cache.
+pub(super) struct Origin<'a> {
+    /// Where its code and its cold part were.
+    pub parts: [u32; 2],
+    pub moves: &'a Moves,
+    /// By how much its guest address has changed.
+    pub slide: u64,
+    /// That of its page where it is now.
+    pub page_id: PageId,
+}
+
 impl Blocks {
     /// Copies block `id` for `key`, which is of the same guest bytes at another address; `page_id` is
     /// that of its page there. `None` if it cannot be copied, or there is no room.
@@ -104,54 +116,74 @@ impl Blocks {
             return None;
         }
         let (to, to_cold) = self.next_addresses();
-        let (new, first_exit) = (self.next_id(), self.exits.len() as u32);
         let block = self.get(id);
-        let [start, cold] = self.starts_of(id);
-        let exits = self.exits_of(id);
-        let distance = Distance {
-            code: to.wrapping_sub(start),
-            cold: to_cold.wrapping_sub(cold),
-            boundary: self.cold_parts(),
-            exit: first_exit.wrapping_sub(exits.start),
-        };
+        let parts @ [start, cold] = self.starts_of(id);
         arena.copy_code(start, to, (block.end - start) as usize);
         arena.copy_code(cold, to_cold, (block.cold_end - cold) as usize);
+        let exits = self.exits_of(id);
+        let ways = exits.clone().map(|exit| self.exits[exit as usize]);
+        let ways: SmallVec<[_; 16]> = ways.map(|exit| (exit.insn, exit.kind)).collect();
         let copy = Block {
             key,
-            entry: distance.of(block.entry),
-            checked: distance.of(block.checked),
-            end: distance.of(block.end),
-            cold_end: distance.of(block.cold_end),
             insns: Arc::clone(&block.insns),
             second_page: None,
             live: true,
             indirect: false,
-            exits: first_exit,
+            exits: exits.start,
             incoming: Incoming::new(),
             moves: Some(moves.clone()),
             ..*block
         };
-        let mut mend = Mend { arena, distance: &distance, key: &key, slide, page_id };
-        moves.code().for_each(|(at, kind)| mend.field(to + at, distance.code, kind));
-        moves.cold().for_each(|(at, kind)| mend.field(to_cold + at, distance.cold, kind));
-        for exit in exits {
-            let Exit { insn, kind, .. } = self.exits[exit as usize];
-            self.exits.push(Exit { block: new, insn, joined: false, kind: mend.exit(kind) });
-        }
         mark!(BlockCopied);
-        Some(self.add(copy))
+        let origin = Origin { parts, moves: &moves, slide, page_id };
+        Some(self.settle(arena, copy, &origin, &ways))
     }
 
-    /// The block that an exit jumps to, if it is on the same page, and its key.
-    fn on_same_page(&self, exit: ExitId) -> Option<(BlockId, BlockKey)> {
+    /// Makes a block of this cache of one that is as it was where it comes from, but for its key: its code is at
+    /// [`Self::next_addresses`] already. `ways` are its ways out.
+    pub(super) fn settle(
+        &mut self,
+        arena: &mut Arena,
+        block: Block,
+        origin: &Origin,
+        ways: &[(u8, ExitKind)],
+    ) -> BlockId {
+        let Origin { parts: [start, cold], moves, slide, page_id } = *origin;
+        let (to, to_cold) = self.next_addresses();
+        let (new, first_exit) = (self.next_id(), self.exits.len() as u32);
+        let distance = Distance {
+            code: to.wrapping_sub(start),
+            cold: to_cold.wrapping_sub(cold),
+            boundary: self.cold_parts(),
+            exit: first_exit.wrapping_sub(block.exits),
+        };
+        let block = Block {
+            entry: distance.of(block.entry),
+            checked: distance.of(block.checked),
+            end: distance.of(block.end),
+            cold_end: distance.of(block.cold_end),
+            exits: first_exit,
+            ..block
+        };
+        let mut mend = Mend { arena, distance: &distance, key: &block.key, slide, page_id };
+        moves.code().for_each(|(at, kind)| mend.field(to + at, distance.code, kind));
+        moves.cold().for_each(|(at, kind)| mend.field(to_cold + at, distance.cold, kind));
+        for (insn, kind) in ways {
+            let kind = mend.exit(*kind);
+            self.exits.push(Exit { block: new, insn: *insn, joined: false, kind });
+        }
+        self.add(block)
+    }
+
+    /// The key of what an exit jumps to, if that is on the same page.
+    pub(super) fn leads_on_page(&self, exit: ExitId) -> Option<BlockKey> {
         let Exit { block, kind, .. } = self.exits[exit.0 as usize];
         let ExitKind::Branch { target, mode, .. } = kind else { return None };
         let from = self.get(block).key;
         if mode != from.mode || target & !OFFSET != from.virt & !OFFSET {
             return None;
         }
-        let key = BlockKey { phys: from.phys & !OFFSET | target & OFFSET, virt: target, ..from };
-        Some((self.find(&key)?, key))
+        Some(BlockKey { phys: from.phys & !OFFSET | target & OFFSET, virt: target, ..from })
     }
 
     /// Where a block's code and its cold part begin.
@@ -246,7 +278,8 @@ impl Vcpu {
         while let Some((from, to)) = open.pop() {
             let ways = self.blocks.exits_of(from).zip(self.blocks.exits_of(to));
             for (way, new_way) in ways {
-                let Some((block, there)) = self.blocks.on_same_page(ExitId(way)) else { continue };
+                let Some(there) = self.blocks.leads_on_page(ExitId(way)) else { continue };
+                let Some(block) = self.blocks.find(&there) else { continue };
                 let here = BlockKey { virt: there.virt.wrapping_add(slide), ..there };
                 let next = match self.blocks.find(&here) {
                     Some(next) => next,

@@ -135,6 +135,8 @@ pub struct Emitter<'a> {
     pub thunks: Thunks,
     block: BlockId,
     exits: &'a mut Vec<Exit>,
+    /// Number of the next one.
+    next_exit: u32,
     stubs: Vec<Stub>,
     /// Index of the instruction being translated.
     pub insn: u8,
@@ -164,6 +166,7 @@ impl<'a> Emitter<'a> {
             thunks: place.thunks,
             block: place.block,
             exits,
+            next_exit: place.exits,
             stubs: Vec::new(),
             insn: 0,
             retry: place.origin,
@@ -267,7 +270,8 @@ impl<'a> Emitter<'a> {
 
     /// A new way out of instruction `insn`.
     pub fn exit_for(&mut self, insn: u8, kind: ExitKind) -> ExitId {
-        let id = ExitId(self.exits.len() as u32);
+        let id = ExitId(self.next_exit);
+        self.next_exit += 1;
         self.exits.push(Exit { block: self.block, insn, joined: false, kind });
         id
     }
@@ -322,7 +326,7 @@ impl<'a> Emitter<'a> {
     /// On a TLB miss: the address to R10, that of the last byte to R11, and on to the search.
     fn miss(&mut self, stub: &Stub, access: Miss) {
         let Miss { ea, size, write, leader, behind } = access;
-        let id = ExitId(self.exits.len() as u32);
+        let id = ExitId(self.next_exit);
         ea.load(&mut self.cold, Reg::R10);
         let across = if leader { self.part_ways(size, id) } else { 0 };
         self.cold.lea(Width::W64, Reg::R11, Mem::base(Reg::R10, size as i32 - 1));

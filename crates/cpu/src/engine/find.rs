@@ -1,6 +1,7 @@
 //! Finding the block for an address, and translating what has none.
 
 use super::blocks::{BlockId, BlockKey, Blocks, BuildMix, Mode};
+use super::kept::Granted;
 use super::mirror::Mirror;
 use super::profile::{self, Work};
 use super::regs;
@@ -103,7 +104,7 @@ impl Vcpu {
         }
         let phys = GuestPhys(key.phys);
         let Some(page) = bus.ram().page_index(phys) else { return Ok(None) };
-        let mut joined = [0; PAGE_SIZE + 15];
+        let mut joined = Vec::new();
         let mut second = None;
         if Translator::crosses(key.mode, &bus.ram().page_bytes(page)[phys.page_offset()..]) {
             let next = GuestVirt(GuestVirt(key.virt).page_base().0.wrapping_add(PAGE_SIZE as u64));
@@ -113,13 +114,16 @@ impl Vcpu {
             }
             let Some(next_phys) = self.code_page(bus, key.mode, next)? else { return Ok(None) };
             let Some(next_page) = bus.ram().page_index(next_phys) else { return Ok(None) };
-            joined[..PAGE_SIZE].copy_from_slice(bus.ram().page_bytes(page));
-            joined[PAGE_SIZE..].copy_from_slice(&bus.ram().page_bytes(next_page)[..15]);
+            joined.extend(bus.ram().page_bytes(page));
+            joined.extend(&bus.ram().page_bytes(next_page)[..15]);
             self.mark_code(bus, next_page);
             let id = self.blocks.page_id(next.page(), next_phys.page(), key.mode);
             second = Some((id, next_phys.page()));
         }
         self.mark_code(bus, page);
+        if let (None, Some(kept)) = (second, self.kept_block(bus, key, page)) {
+            return Ok(Some(kept));
+        }
         let bytes = if second.is_some() { &joined[..] } else { bus.ram().page_bytes(page) };
         let (origin, cold) = self.blocks.next_addresses();
         let place = Place {
@@ -128,6 +132,7 @@ impl Vcpu {
             base: self.arena.base(),
             thunks: self.thunks,
             block: self.blocks.next_id(),
+            exits: self.blocks.exits.len() as u32,
             page_id: self.blocks.page_id(key.virt >> 12, phys.page(), key.mode),
             second,
         };
@@ -147,14 +152,21 @@ impl Vcpu {
             blocks: &self.blocks,
             checked: &self.mirroring.checked,
             mirror: &mut self.tlb.mirror,
+            granted: Granted::default(),
         };
         self.translator.read(key, bytes, limit, &self.debugging.breakpoints, &mut surroundings);
-        let (block, code, cold) = self.translator.block(key, bytes, place, &mut self.blocks.exits);
-        self.arena.write_code(place.origin, &code);
-        self.arena.write_code(place.cold, &cold);
+        let granted = surroundings.granted;
+        let translated = self.translator.block(key, bytes, place, &mut self.blocks.exits);
+        self.arena.write_code(place.origin, &translated.code);
+        self.arena.write_code(place.cold, &translated.cold);
         self.statistics.blocks_translated += 1;
+        if let Some(kept) = &mut self.kept
+            && self.debugging.breakpoints.is_empty()
+        {
+            kept.keep(&translated, bytes, &place, &self.blocks.exits, &granted);
+        }
         self.blocks.make_room_at(&mut self.arena, &key);
-        Ok(Some(self.blocks.add(block)))
+        Ok(Some(self.blocks.add(translated.block)))
     }
 
     fn mark_code(&mut self, bus: &mut dyn Bus, page: usize) {
@@ -175,6 +187,7 @@ struct Around<'a> {
     blocks: &'a Blocks,
     checked: &'a HashSet<u64, BuildMix>,
     mirror: &'a mut Mirror,
+    granted: Granted,
 }
 
 impl Surroundings for Around<'_> {
@@ -188,11 +201,18 @@ impl Surroundings for Around<'_> {
         self.blocks.may_begin(phys) && self.blocks.find(&key).is_some()
     }
 
-    fn is_checked(&self, virt: u64) -> bool {
-        self.checked.contains(&virt)
+    fn is_checked(&mut self, virt: u64) -> bool {
+        let checked = self.checked.contains(&virt);
+        self.granted.special |= checked;
+        checked
     }
 
     fn claims(&mut self, virt: u64) -> bool {
-        self.mirror.claim(virt)
+        let granted = self.mirror.claim(virt);
+        match granted {
+            true => self.granted.claims.push(virt),
+            false => self.granted.special = true,
+        }
+        granted
     }
 }

@@ -35,6 +35,7 @@ mod groups;
 mod homeless;
 mod hot;
 mod interpret;
+mod kept;
 mod links;
 mod mirror;
 mod mirrored;

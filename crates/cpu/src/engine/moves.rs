@@ -14,7 +14,7 @@
 //!   PageId    the page's identity, negated                     that of the page where it is now
 //! ```
 //!
-//! Code that depends on its address in any other way is *pinned*, and never copied.
+//! Code that depends on its guest address in any other way is *pinned*, and never copied for another one.
 
 use super::blocks::{BlockKey, Mode};
 use super::regs;
@@ -70,9 +70,13 @@ impl Notes {
         self.list.last_mut().expect("a field has just been emitted").1 = kind;
     }
 
-    /// The code cannot be moved.
+    /// The code is for one guest address.
     pub fn pin(&mut self) {
         self.pinned = true;
+    }
+
+    pub fn is_pinned(&self) -> bool {
+        self.pinned
     }
 }
 
@@ -87,11 +91,8 @@ const FAR: u32 = 31;
 const HEAD: usize = size_of::<u16>();
 
 impl Moves {
-    /// For a block whose parts have these notes; `None` if it cannot be copied.
-    pub fn of(key: &BlockKey, code: &mut Notes, cold: &mut Notes) -> Option<Self> {
-        if code.pinned || cold.pinned || !is_movable(key) {
-            return None;
-        }
+    /// For a block whose parts have these notes; `None` if there are too many.
+    pub fn of(code: &mut Notes, cold: &mut Notes) -> Option<Self> {
         let mut packed = Vec::with_capacity(HEAD + code.list.len() + cold.list.len() + 8);
         packed.extend([0; HEAD]);
         pack(&mut code.list, &mut packed);
@@ -99,6 +100,17 @@ impl Moves {
         packed[..HEAD].copy_from_slice(&in_code.to_le_bytes());
         pack(&mut cold.list, &mut packed);
         Some(Self(packed.into()))
+    }
+
+    /// From [`Self::packed`].
+    pub fn unpacked(packed: &[u8]) -> Option<Self> {
+        let head = packed.first_chunk::<HEAD>()?;
+        (usize::from(u16::from_le_bytes(*head)) <= packed.len() - HEAD).then(|| Self(packed.into()))
+    }
+
+    /// As bytes.
+    pub fn packed(&self) -> &[u8] {
+        &self.0
     }
 
     /// Fields of the code: where each begins, and its kind.

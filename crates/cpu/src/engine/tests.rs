@@ -6,6 +6,7 @@ mod contexts;
 mod entered;
 mod fast_calls;
 mod found;
+mod kept;
 mod mirrored;
 mod modes;
 mod moves;

@@ -15,7 +15,7 @@ use super::contexts;
 use super::emit::{Ea, Emitter, guest_of};
 use super::groups::{Grouping, Plan};
 use super::hot::Field;
-use super::moves::Moves;
+use super::moves::{Moves, is_movable};
 use super::plain::{Rewriter, wide_bit_string};
 use super::privileged;
 use super::regs;
@@ -66,7 +66,7 @@ pub trait Surroundings {
     /// have the same instructions again.
     fn begins_block(&self, at: usize) -> bool;
     /// Whether mirrored code is to check the accesses of the instruction at a linear address.
-    fn is_checked(&self, virt: u64) -> bool;
+    fn is_checked(&mut self, virt: u64) -> bool;
     /// Whether mirrored code may access a linear address, and some bytes behind it, without a guard.
     fn claims(&mut self, virt: u64) -> bool;
 }
@@ -81,6 +81,16 @@ pub struct Translator {
     v3: bool,
 }
 
+/// A block with its code, which is to be written at its [`Place`].
+pub struct Translated {
+    pub block: Block,
+    pub code: Vec<u8>,
+    /// The cold part.
+    pub cold: Vec<u8>,
+    /// What depends on where the code stands, unless there is too much of it.
+    pub moves: Option<Moves>,
+}
+
 /// Addresses the translator wires in.
 #[derive(Clone, Copy)]
 pub struct Place {
@@ -91,8 +101,9 @@ pub struct Place {
     pub base: u32,
     /// The exit door.
     pub thunks: Thunks,
-    /// The block's number.
+    /// The block's number, and that of its first way out.
     pub block: BlockId,
+    pub exits: u32,
     /// Identity of its page.
     pub page_id: u32,
     /// The next page's identity and physical number, where `bytes` reach into it.
@@ -102,7 +113,7 @@ pub struct Place {
 impl Place {
     /// For code at `origin` that belongs to no block and has no ways out of its own.
     pub fn outside(origin: u32, base: u32, thunks: Thunks) -> Self {
-        Self { origin, cold: origin, base, thunks, block: BlockId(0), page_id: 0, second: None }
+        Self { origin, cold: origin, base, thunks, block: BlockId(0), exits: 0, page_id: 0, second: None }
     }
 }
 
@@ -117,6 +128,11 @@ impl Translator {
             plan: Plan::new(),
             v3,
         }
+    }
+
+    /// Whether it is for a processor model with AVX2 and its kin.
+    pub fn is_v3(&self) -> bool {
+        self.v3
     }
 
     /// Whether the first instruction of `bytes`, which end with their page, is not all there.
@@ -149,19 +165,11 @@ impl Translator {
         self.decoded[0].breakpoint = breakpoints.contains(&key.virt);
     }
 
-    /// Translates the block just [read](Self::read) from `page`. Returns it, its code and the cold part
-    /// of that. A block always has at least one instruction.
-    pub fn block(
-        &mut self,
-        key: BlockKey,
-        page: &[u8],
-        place: Place,
-        exits: &mut Vec<Exit>,
-    ) -> (Block, Vec<u8>, Vec<u8>) {
+    /// Translates the block just [read](Self::read) from `page`. A block always has at least one instruction.
+    pub fn block(&mut self, key: BlockKey, page: &[u8], place: Place, exits: &mut Vec<Exit>) -> Translated {
         let decoded = std::mem::take(&mut self.decoded);
         let count = decoded.len() as u8;
         let grouped = self.grouping.plan(decoded.len(), &mut self.plan);
-        let first_exit = exits.len() as u32;
         let mut e = Emitter::new(&place, key.mode, exits);
         e.follow_plan(std::mem::take(&mut self.plan));
         let (checked, entry) = e.head(key.virt, place.page_id, place.second.map(|(id, _)| id), count);
@@ -191,9 +199,10 @@ impl Translator {
         let host_end = e.asm.here();
         let cold_end = e.cold.here();
         let moves = match place.second {
-            None => Moves::of(&key, &mut e.asm.notes, &mut e.cold.notes),
+            None => Moves::of(&mut e.asm.notes, &mut e.cold.notes),
             Some(_) => None,
         };
+        let slides = is_movable(&key) && !e.asm.notes.is_pinned() && !e.cold.notes.is_pinned();
         let (code, cold) = (e.asm.code, e.cold.code);
         self.decoded = decoded;
         let block = Block {
@@ -211,10 +220,10 @@ impl Translator {
             live: true,
             indirect: false,
             incoming: Incoming::new(),
-            exits: first_exit,
-            moves,
+            exits: place.exits,
+            moves: moves.clone().filter(|_| slides),
         };
-        (block, code, cold)
+        Translated { block, code, cold, moves }
     }
 
     fn decode(&mut self, key: BlockKey, page: &[u8], limit: u8, surroundings: &mut dyn Surroundings) {

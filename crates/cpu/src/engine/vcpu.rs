@@ -7,6 +7,7 @@ use super::contexts::{Contexts, PROCESSORS_MAX};
 use super::debugging::Debugging;
 use super::fast_calls::Family;
 use super::hot::{Field, Hot};
+use super::kept::Kept;
 use super::mirrored::Mirroring;
 use super::stack;
 use super::thunks::{self, Thunks};
@@ -86,6 +87,8 @@ pub struct Statistics {
     pub blocks_copied: u64,
     /// Blocks slid to another address.
     pub blocks_slid: u64,
+    /// Blocks that an earlier run has kept.
+    pub blocks_kept: u64,
     pub cache_flushes: u64,
     pub interpreted: u64,
 }
@@ -118,6 +121,8 @@ pub struct Vcpu {
     pub(super) debugging: Debugging,
     pub(super) mirroring: Mirroring,
     pub(super) interpret_all: bool,
+    /// Translations on disk.
+    pub(super) kept: Option<Kept>,
     pub statistics: Statistics,
 }
 
@@ -183,6 +188,7 @@ impl Vcpu {
             debugging: Debugging::default(),
             mirroring: Mirroring::new(config.mirror_after),
             interpret_all: false,
+            kept: None,
             statistics: Statistics::default(),
         })
     }

@@ -116,7 +116,7 @@ fn has_begun(past: &Past, tuning: &Tuning) -> Result<bool, Failure> {
         console: Console::none(),
         stop: Stop::new(),
         progress: Progress::new(),
-        tuning: *tuning,
+        tuning: tuning.clone(),
         checkpoints: None,
         hash_every: timeline::Every::Work,
         profile: None,

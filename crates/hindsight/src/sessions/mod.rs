@@ -81,7 +81,7 @@ impl Machine for Sessions {
         bisect: bool,
         mut host: HostSide,
     ) -> Result<(Outcome, ReplayFigures), Failure> {
-        let tuning = host.tuning;
+        let tuning = host.tuning.clone();
         let recording = Recording::open(recording).map_err(recording_failure)?;
         let cache = &mut HashCache::for_user();
         let mut replay = Replay::open(&recording, &tuning, cache).map_err(replay_failure)?;

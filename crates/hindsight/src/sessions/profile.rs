@@ -91,6 +91,7 @@ fn since(now: &Statistics, before: &Statistics) -> Statistics {
         blocks_translated: now.blocks_translated - before.blocks_translated,
         blocks_copied: now.blocks_copied - before.blocks_copied,
         blocks_slid: now.blocks_slid - before.blocks_slid,
+        blocks_kept: now.blocks_kept - before.blocks_kept,
         cache_flushes: now.cache_flushes - before.cache_flushes,
         interpreted: now.interpreted - before.interpreted,
     }
@@ -169,6 +170,7 @@ fn report(profile: &Profile, statistics: &Statistics, instructions: u64, names: 
         ("blocks translated", statistics.blocks_translated),
         ("blocks copied for another address", statistics.blocks_copied),
         ("blocks slid to another address", statistics.blocks_slid),
+        ("blocks kept by an earlier run", statistics.blocks_kept),
         ("flushes of the code cache", statistics.cache_flushes),
     ] {
         let _ = writeln!(text, "{:10.2}  {what} ({count})", count as f64 / million);

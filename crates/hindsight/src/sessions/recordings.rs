@@ -7,6 +7,7 @@ use crate::keyboard;
 use crate::progress::Progress;
 use crate::session::HostSide;
 use crate::stop::Stop;
+use crate::values::TranslationsIn;
 use recording::{Contents, HashCache, Info, Integrity, Manifest, Recording};
 use std::fmt::Write;
 use std::path::Path;
@@ -119,18 +120,19 @@ pub fn pack(path: &Path, output: &Path, progress: &Progress) -> Result<(), Failu
         progress.line("replaying to find the disk blocks it needs");
         let stop = Stop::new();
         stop.on_signals()?;
+        let translations = TranslationsIn::folder(None);
+        let tuning = timeline::Tuning { translations, ..timeline::Tuning::default() };
         let host = HostSide {
             input: keyboard::silent(),
             console: Console::none(),
             stop,
             progress: Progress::new(),
-            tuning: timeline::Tuning::default(),
+            tuning: tuning.clone(),
             checkpoints: None,
             profile: None,
             hash_every: timeline::Every::Work,
         };
         let mut audience = super::Audience::new(host, recording.extent().last);
-        let tuning = timeline::Tuning::default();
         let blocks = timeline::touched_blocks(&recording, &tuning, cache, &mut audience);
         audience.clear();
         let interrupted = || Failure::host("packing was interrupted");

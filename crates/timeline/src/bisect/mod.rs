@@ -59,7 +59,7 @@ pub fn bisect(
         hashes.push((completion.at, completion.hash));
     }
     let guest = Arc::new(checked_guest(recording, cache)?);
-    let parts = Parts { recording, guest, tuning: *tuning, hashes, end: end_of(recording)? };
+    let parts = Parts { recording, guest, tuning: tuning.clone(), hashes, end: end_of(recording)? };
     let mut afresh = Rig::new(&parts, Way::Afresh)?;
     let start = afresh.keeper.capture(&mut afresh.session);
     // Damaged checkpoints leave the interval wider and nothing wrong.

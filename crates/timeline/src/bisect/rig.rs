@@ -78,7 +78,7 @@ impl<'a> Rig<'a> {
             Way::Afresh => !fault.needs_history,
             Way::Singly => false,
         });
-        let mut session = Session::new(parts.guest.clone(), &Tuning { fault, ..parts.tuning }, gate)?;
+        let mut session = Session::new(parts.guest.clone(), &Tuning { fault, ..parts.tuning.clone() }, gate)?;
         session.machine_mut().processor_mut().set_interpret_all(way == Way::Singly);
         let keeper = Keeper::new(&session);
         Ok(Self { parts, session, keeper, trouble, way })

@@ -7,9 +7,9 @@ use crate::marks::{Mark, count};
 /// More than blocks are kept for.
 const ADDRESSES: usize = 20;
 /// Where they are, and, for blocks that are not copied, where addresses that follow from RIP are short.
-const FAR: [u64; ADDRESSES] = spread(0x2_0000_0000, 0x613_579b_d000);
+pub(super) const FAR: [u64; ADDRESSES] = spread(0x2_0000_0000, 0x613_579b_d000);
 const NEAR: [u64; ADDRESSES] = spread(0x1000_0000, 0x35_7000);
-const PAGES: u64 = 3;
+pub(super) const PAGES: u64 = 3;
 
 const fn spread(first: u64, step: u64) -> [u64; ADDRESSES] {
     let mut all = [first; ADDRESSES];
@@ -23,7 +23,7 @@ const fn spread(first: u64, step: u64) -> [u64; ADDRESSES] {
 
 /// Position-independent: data relative to RIP on two pages, calls, a loop, branches both ways and an
 /// indirect jump. Its immediate is at the second byte.
-fn code(a: &mut CodeAssembler) {
+pub(super) fn code(a: &mut CodeAssembler) {
     let [mut top, mut callee, mut skip, mut data, mut on] = std::array::from_fn(|_| a.create_label());
     a.set_label(&mut top).unwrap();
     a.mov(r10d, 3).unwrap();

@@ -1,0 +1,290 @@
+//! Blocks that are kept from run to run.
+//!
+//! A guest that starts executes what it executed when it started before, so its translations are kept on
+//! disk ([`translations`]), and a block is looked for there before it is translated. It is found by its mode, where
+//! it begins in its page, and the first guest bytes; it is taken if all of its guest bytes are what they were, and settles
+//! as a copy does (see [`super::copies`]): its notes say what depends on where its code stands, and a block that can
+//! be copied for another address can be at another one than in the run before. That takes a fourth of the time
+//! of translating it.
+//!
+//! Nothing here is believed because it was once so. Guest bytes are compared, not hashed; what the mirror granted is
+//! asked for again; and what code relies on without noting it, where the arena is, its doors, and the translator
+//! itself, is in the fingerprint by which files are told apart. Of what translation decides by its surroundings only
+//! speed may differ: where a block ends, and which of its accesses are checked.
+//!
+//! Kept are whole blocks of one page, as they were when just translated, without their jumps linked. With debug
+//! assertions each one that comes back is compared with its translation.
+
+use super::blocks::{Block, BlockId, BlockKey, Exit, ExitId, ExitKind, Incoming, Insn, Mode};
+use super::copies::Origin;
+use super::moves::{Moves, is_movable};
+use super::regs;
+use super::translate::{Place, Translated};
+use super::vcpu::Vcpu;
+use crate::Bus;
+use crate::marks::mark;
+use base::PAGE_SIZE;
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+use std::borrow::Cow;
+use std::hash::{DefaultHasher, Hasher};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use translations::Translations;
+
+/// Guest bytes that a block is found by.
+const FOUND_BY: usize = 16;
+
+/// An instruction's two numbers.
+const INSN_BYTES: usize = 4;
+/// Blocks taken together.
+const TOGETHER_MAX: usize = 64;
+
+/// What was asked of the mirror while a block was read.
+#[derive(Default)]
+pub struct Granted {
+    /// Addresses that mirrored code accesses without a guard.
+    pub claims: SmallVec<[u64; 4]>,
+    /// Some were refused, or an instruction was to be checked: another time the block may be another one.
+    pub special: bool,
+}
+
+/// A kept block.
+#[derive(Serialize, Deserialize)]
+struct Entry<'a> {
+    virt: u64,
+    mode: Mode,
+    count: u8,
+    grouped: bool,
+    /// It can be at other addresses.
+    slides: bool,
+    special: bool,
+    /// Where it stood: its code, its cold part, and what [`Block`] has of them.
+    from: [u32; 2],
+    entry: u32,
+    checked: u32,
+    end: u32,
+    cold_end: u32,
+    exits: u32,
+    first: u16,
+    /// Of each, both its numbers.
+    insns: &'a [u8],
+    ways: Cow<'a, [(u8, ExitKind)]>,
+    claims: Cow<'a, [u64]>,
+    moves: &'a [u8],
+    guest: &'a [u8],
+    code: &'a [u8],
+    cold: &'a [u8],
+}
+
+impl Entry<'_> {
+    /// The block as it was.
+    fn block(&self, key: BlockKey, moves: &Moves) -> Block {
+        Block {
+            key,
+            count: self.count,
+            entry: self.entry,
+            checked: self.checked,
+            end: self.end,
+            cold_end: self.cold_end,
+            insns: self.insns(),
+            first: self.first,
+            bytes: self.guest.len() as u16,
+            second_page: None,
+            grouped: self.grouped,
+            live: true,
+            indirect: false,
+            incoming: Incoming::new(),
+            exits: self.exits,
+            moves: self.slides.then(|| moves.clone()),
+        }
+    }
+
+    fn insns(&self) -> Arc<[Insn]> {
+        let number = |bytes: &[u8]| u16::from_le_bytes([bytes[0], bytes[1]]);
+        let insns = self.insns.chunks_exact(INSN_BYTES);
+        insns.map(|insn| Insn { delta: number(insn) as i16, host: number(&insn[2..]) }).collect()
+    }
+
+    /// By how much its address changes if it can be the block of a key; `page` is what the key's page holds.
+    fn slide_to(&self, key: &BlockKey, page: &[u8]) -> Option<u64> {
+        let slide = key.virt.wrapping_sub(self.virt);
+        let (first, len) = (usize::from(self.first), self.guest.len());
+        let fits = self.mode == key.mode
+            && (slide == 0 || self.slides && is_movable(key))
+            && slide.is_multiple_of(PAGE_SIZE as u64)
+            && page.get(first..first + len) == Some(self.guest);
+        fits.then_some(slide)
+    }
+}
+
+/// See the module's head.
+pub(super) struct Kept {
+    translations: Translations,
+    entry: Vec<u8>,
+    /// Whether what comes back is compared with its translation.
+    compare: bool,
+}
+
+/// Whether blocks of a key are kept.
+fn is_kept(key: &BlockKey) -> bool {
+    key.shares && u64::from(key.limit) == regs::MAX_BLOCK
+}
+
+/// What the block of a key, in a page that holds `page`, is found by.
+fn hash(key: &BlockKey, page: &[u8]) -> u64 {
+    let at = key.phys as usize % PAGE_SIZE;
+    let mut found_by = [0; FOUND_BY];
+    let bytes = &page[at..PAGE_SIZE.min(at + FOUND_BY)];
+    found_by[..bytes.len()].copy_from_slice(bytes);
+    let mut hasher = super::blocks::Mix::default();
+    hasher.write_u64(u64::from(key.mode.0) << 32 | at as u64);
+    hasher.write(&found_by);
+    hasher.finish()
+}
+
+impl Kept {
+    /// Keeps a block that has just been translated from `page`, and is not linked yet; the last of `exits` are its
+    /// own.
+    pub fn keep(
+        &mut self,
+        translated: &Translated,
+        page: &[u8],
+        place: &Place,
+        exits: &[Exit],
+        granted: &Granted,
+    ) {
+        let Translated { block, code, cold, moves: Some(moves) } = translated else { return };
+        if !is_kept(&block.key) {
+            return;
+        }
+        let own = &exits[block.exits as usize..];
+        let ways: SmallVec<[_; 16]> = own.iter().map(|exit| (exit.insn, exit.kind)).collect();
+        let both = |insn: &Insn| [insn.delta.to_le_bytes(), insn.host.to_le_bytes()];
+        let insns: SmallVec<[u8; 256]> = block.insns.iter().flat_map(both).flatten().collect();
+        let entry = Entry {
+            virt: block.key.virt,
+            mode: block.key.mode,
+            count: block.count,
+            grouped: block.grouped,
+            slides: block.moves.is_some(),
+            special: granted.special,
+            from: [place.origin, place.cold],
+            entry: block.entry,
+            checked: block.checked,
+            end: block.end,
+            cold_end: block.cold_end,
+            exits: block.exits,
+            first: block.first,
+            insns: &insns,
+            ways: Cow::Borrowed(&ways),
+            claims: Cow::Borrowed(&granted.claims),
+            moves: moves.packed(),
+            guest: &page[usize::from(block.first)..][..usize::from(block.bytes)],
+            code,
+            cold,
+        };
+        let mut bytes = std::mem::take(&mut self.entry);
+        bytes.clear();
+        if let Ok(bytes) = postcard::to_extend(&entry, bytes) {
+            self.translations.add(hash(&block.key, page), &bytes);
+            self.entry = bytes;
+        }
+    }
+}
+
+impl Vcpu {
+    /// Has blocks be looked for in a folder, and kept there for later runs.
+    ///
+    /// # Errors
+    /// The folder cannot be used; everything is translated then.
+    pub fn keep_translations(&mut self, folder: &Path) -> io::Result<()> {
+        let translations = Translations::open(folder, self.fingerprint())?;
+        self.kept = Some(Kept { translations, entry: Vec::new(), compare: cfg!(debug_assertions) });
+        Ok(())
+    }
+
+    /// For tests: has each block that comes back be compared with its translation.
+    pub fn compare_kept(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.compare = true;
+        }
+    }
+
+    /// Of all that translated code relies on without saying so.
+    fn fingerprint(&self) -> u64 {
+        let (start, first) = (self.arena.code_start(), self.blocks.next_addresses().0);
+        let mut hasher = DefaultHasher::new();
+        hasher.write(env!("TRANSLATOR").as_bytes());
+        [self.arena.base(), self.arena.code_end(), first, self.blocks.cold_parts()]
+            .iter()
+            .for_each(|address| hasher.write_u32(*address));
+        hasher.write(self.arena.code_at(start, (self.bounce_code - start) as usize));
+        hasher.write_u8(u8::from(self.translator.is_v3()));
+        hasher.finish()
+    }
+
+    /// The block of `key`, which is in page `index` of RAM, if it has been kept; together with those of its page that it
+    /// leads to, as a copy comes (see [`super::copies`]).
+    pub(super) fn kept_block(&mut self, bus: &mut dyn Bus, key: BlockKey, index: usize) -> Option<BlockId> {
+        let first = self.take_kept(bus, key, index)?;
+        let mut open = vec![first];
+        let mut taken = 1;
+        while let Some(from) = open.pop() {
+            for way in self.blocks.exits_of(from).map(ExitId) {
+                let Some(there) = self.blocks.leads_on_page(way) else { continue };
+                let next = match self.blocks.find(&there) {
+                    Some(next) => next,
+                    None if taken < TOGETHER_MAX => {
+                        let Some(next) = self.take_kept(bus, there, index) else { continue };
+                        taken += 1;
+                        open.push(next);
+                        next
+                    }
+                    None => continue,
+                };
+                self.blocks.link(&mut self.arena, way, next);
+            }
+        }
+        Some(first)
+    }
+
+    fn take_kept(&mut self, bus: &mut dyn Bus, key: BlockKey, index: usize) -> Option<BlockId> {
+        let Self { kept: Some(kept), blocks, arena, tlb, mirroring, .. } = self else { return None };
+        if !is_kept(&key) || !self.debugging.breakpoints.is_empty() {
+            return None;
+        }
+        let page = bus.ram().page_bytes(index);
+        let page_id = blocks.page_id(key.virt >> 12, key.phys >> 12, key.mode);
+        let (block, special) = kept.translations.find(hash(&key, page), |bytes| {
+            let entry: Entry = postcard::from_bytes(bytes).ok()?;
+            let slide = entry.slide_to(&key, page)?;
+            let moves = Moves::unpacked(entry.moves)?;
+            let block = entry.block(key, &moves);
+            let mut starts = (0..block.count).map(|k| block.virt_of(k));
+            if !mirroring.checked.is_empty() && starts.any(|virt| mirroring.checked.contains(&virt)) {
+                return None;
+            }
+            // One that does not follow from where the code is, is below 4 GiB.
+            let claimed =
+                |virt: u64| if virt > u64::from(u32::MAX) { virt.wrapping_add(slide) } else { virt };
+            if !entry.claims.iter().all(|virt| tlb.mirror.claim(claimed(*virt))) {
+                return None;
+            }
+            blocks.make_room_at(arena, &key);
+            let (to, to_cold) = blocks.next_addresses();
+            arena.write_code(to, entry.code);
+            arena.write_code(to_cold, entry.cold);
+            let origin = Origin { parts: entry.from, moves: &moves, slide, page_id };
+            Some((blocks.settle(arena, block, &origin, &entry.ways), entry.special))
+        })?;
+        mark!(BlockKept);
+        self.statistics.blocks_kept += 1;
+        if self.kept.as_ref().is_some_and(|kept| kept.compare) && !special {
+            let compared = self.compare(bus.ram(), block, page_id);
+            compared.expect("a kept block is its translation");
+        }
+        Some(block)
+    }
+}
