@@ -34,24 +34,26 @@ pub struct Mem {
     pub index: Option<(Reg, u8)>,
     /// Displacement; the whole address when there is neither base nor index.
     pub disp: i32,
+    /// It is a guest address that follows from where the guest has its code, or not far from one.
+    pub relative: bool,
 }
 
 impl Mem {
     /// An absolute address below 2 GiB.
     pub fn abs(address: u32) -> Mem {
-        Mem { base: None, index: None, disp: address as i32 }
+        Mem { base: None, index: None, disp: address as i32, relative: false }
     }
     /// `[base + disp]`.
     pub fn base(base: Reg, disp: i32) -> Mem {
-        Mem { base: Some(base), index: None, disp }
+        Mem { base: Some(base), index: None, disp, relative: false }
     }
     /// `[base + index + disp]`.
     pub fn base_index(base: Reg, index: Reg, disp: i32) -> Mem {
-        Mem { base: Some(base), index: Some((index, 0)), disp }
+        Mem { base: Some(base), index: Some((index, 0)), disp, relative: false }
     }
     /// `[table + index * 8]`.
     pub fn table(table: u32, index: Reg) -> Mem {
-        Mem { base: None, index: Some((index, 3)), disp: table as i32 }
+        Mem { base: None, index: Some((index, 3)), disp: table as i32, relative: false }
     }
 }
 
@@ -121,6 +123,9 @@ impl Asm {
         let reg = (reg & 7) << 3;
         match (mem.base, mem.index) {
             (None, None) => {
+                if mem.relative {
+                    self.notes.pin();
+                }
                 // Relative to the next instruction: a byte shorter than an absolute address.
                 self.code.push(reg | 5);
                 let next = self.here() + 4 + trailing;
@@ -133,6 +138,9 @@ impl Asm {
                 let (i, s) = index.map_or((4, 0), |(i, s)| (i.0 & 7, s));
                 self.code.push(s << 6 | i << 3 | 5);
                 self.imm32(mem.disp);
+                if mem.relative {
+                    self.note_virt32();
+                }
             }
             (Some(base), index) => {
                 let small = i8::try_from(mem.disp);
@@ -153,6 +161,11 @@ impl Asm {
                     0x40 => self.code.push(small.expect("checked") as u8),
                     0x80 => self.imm32(mem.disp),
                     _ => {}
+                }
+                match (mem.relative, mode) {
+                    (true, 0x80) => self.note_virt32(),
+                    (true, _) => self.notes.pin(),
+                    (false, _) => {}
                 }
             }
         }
@@ -235,11 +248,15 @@ impl Asm {
     pub fn mov_virt(&mut self, dst: Reg, value: u64) {
         let start = self.code.len();
         self.mov_imm(dst, value);
-        if self.code.len() - start == 10 {
-            self.notes.add(start + 2, Kind::Virt);
-        } else {
-            self.notes.pin();
+        match self.code.len() - start {
+            10 => self.notes.add_virt64(start + 2),
+            7 => self.note_virt32(),
+            _ => self.notes.pin(),
         }
+    }
+    /// The last four bytes of the code so far are such an address, sign-extended.
+    pub fn note_virt32(&mut self) {
+        self.notes.add_virt32(self.code.len() - 4);
     }
     /// `mov ecx, exit`, the number of a way out.
     pub fn mov_exit(&mut self, exit: u32) {

@@ -228,6 +228,7 @@ impl Mend<'_> {
                 let new = slot.wrapping_add((self.slide >> 12) as u32) % slots;
                 outside.wrapping_add(8 * new).wrapping_sub(8 * slot)
             }
+            Kind::Virt if !self.key.mode.has(Mode::USER) => old.wrapping_add(self.slide as u32),
             Kind::Virt => {
                 let old = u64::from_le_bytes(self.arena.code_at(at, 8).try_into().expect("eight bytes"));
                 self.arena.write_code(at, &old.wrapping_add(self.slide).to_le_bytes());

@@ -68,7 +68,7 @@ impl Ea {
         let displacement = self.displacement + more;
         match self.register {
             Some(register) => Mem::base_index(register, index, displacement),
-            None => Mem::base(index, displacement),
+            None => Mem { relative: self.relative, ..Mem::base(index, displacement) },
         }
     }
 
@@ -76,14 +76,17 @@ impl Ea {
     fn alone(self) -> Mem {
         match self.register {
             Some(register) => Mem::base(register, self.displacement),
-            None => Mem { base: None, index: None, disp: self.displacement },
+            None => Mem { base: None, index: None, disp: self.displacement, relative: self.relative },
         }
     }
 
     /// Puts it into `register`.
     pub fn load(self, asm: &mut Asm, register: Reg) {
         match (self.register, self.constant) {
-            (None, value) => asm.mov_imm(register, value.unwrap_or(self.displacement as i64 as u64)),
+            (None, value) => {
+                let value = value.unwrap_or(self.displacement as i64 as u64);
+                if self.relative { asm.mov_virt(register, value) } else { asm.mov_imm(register, value) }
+            }
             (Some(from), _) if from == register && self.displacement == 0 => {}
             (Some(from), _) => asm.lea(Width::W64, register, Mem::base(from, self.displacement)),
         }
@@ -439,7 +442,7 @@ impl<'a> Emitter<'a> {
         let base = base.map(|b| self.read_guest(b, Reg::R10));
         let scale = instr.memory_index_scale().trailing_zeros() as u8;
         let index = index.map(|i| (self.read_guest(i, Reg::R11), scale));
-        self.asm.lea(width, Reg::R10, Mem { base, index, disp: displacement });
+        self.asm.lea(width, Reg::R10, Mem { base, index, disp: displacement, relative: false });
         if let Some(segment) = override_base {
             self.release();
             self.asm.load(Width::W64, Reg::R11, self.field(Field::segment_base(segment)));
@@ -453,9 +456,7 @@ impl<'a> Emitter<'a> {
         let (value, relative) = (instr.memory_displacement64(), instr.is_ip_rel_memory_operand());
         let displacement = roomy(value as i64);
         // Addresses of both kinds may share checks: then their distance must stay.
-        if relative == displacement.is_some() {
-            self.asm.notes.pin();
-        }
+        self.asm.notes.found_constant(relative, displacement.is_some());
         let Some(segment) = segment else {
             let constant = Some(value);
             if let Some(displacement) = displacement {
@@ -466,6 +467,9 @@ impl<'a> Emitter<'a> {
         };
         let base = self.field(Field::segment_base(segment));
         if let (true, Some(displacement)) = (self.mode.is64(), displacement) {
+            if relative {
+                self.asm.notes.pin();
+            }
             self.asm.load(Width::W64, Reg::R10, base);
             return Ea::at(Reg::R10, displacement);
         }
@@ -587,7 +591,7 @@ impl<'a> Emitter<'a> {
         }
         self.release();
         let source = match pointer {
-            Mem { base: Some(register), index: None, disp } if i64::from(disp).abs() < REACH => register,
+            Mem { base: Some(register), index: None, disp, .. } if i64::from(disp).abs() < REACH => register,
             _ => {
                 self.asm.lea(Width::W64, Reg::R11, pointer);
                 Reg::R11

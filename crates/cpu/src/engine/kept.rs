@@ -17,7 +17,7 @@
 
 use super::blocks::{Block, BlockId, BlockKey, Exit, ExitId, ExitKind, Incoming, Insn, Mode};
 use super::copies::Origin;
-use super::moves::{Moves, is_movable};
+use super::moves::{Kind, Moves, is_in_kernel, is_kernels, is_movable};
 use super::regs;
 use super::translate::{Place, Translated};
 use super::vcpu::Vcpu;
@@ -97,7 +97,7 @@ impl Entry<'_> {
             indirect: false,
             incoming: Incoming::new(),
             exits: self.exits,
-            moves: self.slides.then(|| moves.clone()),
+            moves: (self.slides && is_movable(&key)).then(|| moves.clone()),
         }
     }
 
@@ -107,12 +107,24 @@ impl Entry<'_> {
         insns.map(|insn| Insn { delta: number(insn) as i16, host: number(&insn[2..]) }).collect()
     }
 
+    /// Whether it is the kernel's, and all guest addresses that are in its code still fit where they are.
+    fn stays_in_kernel(&self, key: &BlockKey, slide: u64, moves: &Moves) -> bool {
+        let stays = |bytes: &[u8], at: u32| {
+            let field = bytes.get(at as usize..).and_then(|bytes| bytes.first_chunk());
+            let virt = field.map(|field| i64::from(i32::from_le_bytes(*field)) as u64);
+            virt.is_some_and(|virt| is_in_kernel(virt) && is_in_kernel(virt.wrapping_add(slide)))
+        };
+        let code = moves.code().map(|(at, kind)| (self.code, at, kind));
+        let cold = moves.cold().map(|(at, kind)| (self.cold, at, kind));
+        is_kernels(key) && code.chain(cold).all(|(bytes, at, kind)| kind != Kind::Virt || stays(bytes, at))
+    }
+
     /// By how much its address changes if it can be the block of a key; `page` is what the key's page holds.
-    fn slide_to(&self, key: &BlockKey, page: &[u8]) -> Option<u64> {
+    fn slide_to(&self, key: &BlockKey, page: &[u8], moves: &Moves) -> Option<u64> {
         let slide = key.virt.wrapping_sub(self.virt);
         let (first, len) = (usize::from(self.first), self.guest.len());
         let fits = self.mode == key.mode
-            && (slide == 0 || self.slides && is_movable(key))
+            && (slide == 0 || self.slides && (is_movable(key) || self.stays_in_kernel(key, slide, moves)))
             && slide.is_multiple_of(PAGE_SIZE as u64)
             && page.get(first..first + len) == Some(self.guest);
         fits.then_some(slide)
@@ -155,7 +167,7 @@ impl Kept {
         exits: &[Exit],
         granted: &Granted,
     ) {
-        let Translated { block, code, cold, moves: Some(moves) } = translated else { return };
+        let Translated { block, code, cold, moves: Some(moves), slides } = translated else { return };
         if !is_kept(&block.key) {
             return;
         }
@@ -168,7 +180,7 @@ impl Kept {
             mode: block.key.mode,
             count: block.count,
             grouped: block.grouped,
-            slides: block.moves.is_some(),
+            slides: *slides,
             special: granted.special,
             from: [place.origin, place.cold],
             entry: block.entry,
@@ -259,8 +271,8 @@ impl Vcpu {
         let page_id = blocks.page_id(key.virt >> 12, key.phys >> 12, key.mode);
         let (block, special) = kept.translations.find(hash(&key, page), |bytes| {
             let entry: Entry = postcard::from_bytes(bytes).ok()?;
-            let slide = entry.slide_to(&key, page)?;
             let moves = Moves::unpacked(entry.moves)?;
+            let slide = entry.slide_to(&key, page, &moves)?;
             let block = entry.block(key, &moves);
             let mut starts = (0..block.count).map(|k| block.virt_of(k));
             if !mirroring.checked.is_empty() && starts.any(|virt| mirroring.checked.contains(&virt)) {

@@ -1,14 +1,15 @@
 //! What of a block's code depends on where it stands, and what for.
 //!
 //! While a block is emitted, the assembler takes a *note* of each such field, of one of these [`Kind`]s.
-//! A block that is copied (see [`super::copies`]) is mended there:
+//! A block that is copied (see [`super::copies`]), or kept from run to run ([`super::kept`]), is mended there:
 //!
 //! ```text
 //!   Outside   distance to a thunk or to hot data               less what the code has moved by
 //!   Across    distance from the code to its cold part          plus the difference of what both have moved by
 //!   Own       address in the code itself                       plus what the code has moved by
 //!   Exit      number of a way out                              the copy has its own, in the same order
-//!   Virt      guest address that follows from RIP              plus the slide between the two addresses
+//!   Virt      guest address that follows from RIP, of eight    plus the slide between the two addresses
+//!             bytes in a program and of four in the kernel
 //!   Slot      as Outside, of the TLB slot of such an address   the slot of the address it has now
 //!   Page      as Outside, of the block's code-page slot        likewise
 //!   PageId    the page's identity, negated                     that of the page where it is now
@@ -23,6 +24,9 @@ use std::sync::Arc;
 
 /// Where blocks that are copied may be: where every address that follows from RIP takes 64 bits.
 const ADDRESSES: Range<u64> = 1 << 33..1 << 47;
+
+/// Where the kernel has its code and what that refers to: addresses that are 32 bits sign-extended.
+const KERNEL: Range<u64> = 0xffff_ffff_8000_2000..0xffff_ffff_ffff_e000;
 
 /// See the module's head.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -57,6 +61,11 @@ pub struct Notes {
     /// Where the field begins, and its kind.
     list: Vec<(u32, Kind)>,
     pinned: bool,
+    /// There are guest addresses of so many bytes.
+    virt64: bool,
+    virt32: bool,
+    /// There is an operand at an address of 32 bits that is the same anywhere.
+    fixed32: bool,
 }
 
 impl Notes {
@@ -75,9 +84,42 @@ impl Notes {
         self.pinned = true;
     }
 
-    pub fn is_pinned(&self) -> bool {
-        self.pinned
+    /// The field of eight bytes at `at` is a guest address.
+    pub fn add_virt64(&mut self, at: usize) {
+        self.virt64 = true;
+        self.add(at, Kind::Virt);
     }
+
+    /// That of four bytes is one, sign-extended.
+    pub fn add_virt32(&mut self, at: usize) {
+        self.virt32 = true;
+        self.add(at, Kind::Virt);
+    }
+
+    /// An operand has an address that is known, that follows from where the code is or is the same anywhere, and that
+    /// takes 32 bits or more.
+    pub fn found_constant(&mut self, relative: bool, is_short: bool) {
+        self.fixed32 |= !relative && is_short;
+        self.pinned |= !relative && !is_short;
+    }
+
+    /// Whether the code serves at other guest addresses, as its key may be there.
+    fn slides(&self, key: &BlockKey) -> bool {
+        let programs = is_movable(key) && !self.virt32;
+        programs || is_kernels(key) && !self.virt64 && !(self.virt32 && self.fixed32)
+    }
+}
+
+/// Whether code of `key` with these notes, about it and its cold part, serves at other guest addresses.
+pub fn slides(key: &BlockKey, code: &Notes, cold: &Notes) -> bool {
+    let both = Notes {
+        list: Vec::new(),
+        pinned: code.pinned || cold.pinned,
+        virt64: code.virt64 || cold.virt64,
+        virt32: code.virt32 || cold.virt32,
+        fixed32: code.fixed32 || cold.fixed32,
+    };
+    !both.pinned && both.slides(key)
 }
 
 /// What to mend in a copy of a block: notes about its code, and behind them those about its cold part.
@@ -155,11 +197,21 @@ fn unpack(packed: &[u8]) -> impl Iterator<Item = (u32, Kind)> {
 
 /// Whether blocks of that key can be copies, and be copied.
 pub fn is_movable(key: &BlockKey) -> bool {
-    key.mode.is64()
-        && key.mode.has(Mode::USER)
-        && key.shares
-        && u64::from(key.limit) == regs::MAX_BLOCK
-        && ADDRESSES.contains(&key.virt)
+    is_whole(key) && key.mode.has(Mode::USER) && ADDRESSES.contains(&key.virt)
+}
+
+/// Whether blocks of that key are the kernel's, which may have been at another address when it started before.
+pub fn is_kernels(key: &BlockKey) -> bool {
+    is_whole(key) && !key.mode.has(Mode::USER) && KERNEL.contains(&key.virt)
+}
+
+fn is_whole(key: &BlockKey) -> bool {
+    key.mode.is64() && key.shares && u64::from(key.limit) == regs::MAX_BLOCK
+}
+
+/// Whether an address may be in 32-bit fields of the kernel's code, with some bytes before and behind it.
+pub fn is_in_kernel(virt: u64) -> bool {
+    KERNEL.contains(&virt)
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ impl Rewriter {
         };
         let assignment = assign(used, needs_rcx, &mut pool)?;
         let bytes = self.encode(&instr, &assignment, memory)?;
-        surround(e, &assignment, &bytes);
+        surround(e, &assignment, &bytes, None);
         self.give_back(bytes);
         Ok(())
     }
@@ -171,7 +171,8 @@ impl Rewriter {
         }
         let assignment = assign(used, needs_rcx, &mut pool)?;
         let bytes = self.encode(instr, &assignment, Some(operand))?;
-        surround(e, &assignment, &bytes);
+        let relative = operand.relative.then(|| self.encoder.get_constant_offsets().displacement_offset());
+        surround(e, &assignment, &bytes, relative);
         self.give_back(bytes);
         Ok(())
     }
@@ -192,7 +193,7 @@ impl Rewriter {
         }
         let assignment = assign(used, needs_rcx, &mut pool)?;
         let bytes = self.encode(instr, &assignment, Some(Mem::abs(operand)))?;
-        surround(e, &assignment, &bytes);
+        surround(e, &assignment, &bytes, None);
         Ok(())
     }
 
@@ -213,7 +214,7 @@ impl Rewriter {
         let offset = e.read_guest(guest_of(instr.op1_register()).ok_or(Inexpressible)?, Reg::R11);
         e.asm.mov_imm(Reg::RCX, 6);
         e.asm.sarx(Reg::RCX, offset, Reg::RCX);
-        e.asm.lea(Width::W64, Reg::R10, Mem { base: Some(Reg::R10), index: Some((Reg::RCX, 3)), disp: 0 });
+        e.asm.lea(Width::W64, Reg::R10, Mem { base: Some(Reg::R10), index: Some((Reg::RCX, 3)), disp: 0, relative: false });
         e.check(Ea::at(Reg::R10, 0), 8, instr.mnemonic() != Mnemonic::Bt);
         mark!(BitString);
         // R11 is the addend, R10 the word's address; turn it back into the operand's.
@@ -226,7 +227,7 @@ impl Rewriter {
         e.asm.sarx(Reg::RCX, Reg::RCX, Reg::R11);
         // R10 -= 8 * RCX without flags: not-then-add is lea with one's complement.
         e.asm.bytes(&[0x48, 0xf7, 0xd1]); // not rcx (writes no flags)
-        e.asm.lea(Width::W64, Reg::R10, Mem { base: Some(Reg::R10), index: Some((Reg::RCX, 3)), disp: 8 });
+        e.asm.lea(Width::W64, Reg::R10, Mem { base: Some(Reg::R10), index: Some((Reg::RCX, 3)), disp: 8, relative: false });
         Ok(Some(Mem::base(Reg::R10, 0)))
     }
 
@@ -287,7 +288,7 @@ fn pointer(instr: &Instruction) -> Mem {
     let home = |register| guest_of(register).and_then(regs::home);
     let scale = instr.memory_index_scale().trailing_zeros() as u8;
     let index = home(instr.memory_index()).map(|index| (index, scale));
-    Mem { base: home(instr.memory_base()), index, disp: instr.memory_displacement64() as i32 }
+    Mem { base: home(instr.memory_base()), index, disp: instr.memory_displacement64() as i32, relative: false }
 }
 
 /// Whether an instruction's own bytes access the right memory, where memory is at the guest's own
@@ -311,7 +312,9 @@ pub fn operand_size(instr: &Instruction) -> usize {
     if instr.code() == Code::Movsxd_r16_rm16 { 4 } else { instr.memory_size().size() }
 }
 
-fn surround(e: &mut Emitter, assignment: &Assignment, bytes: &[u8]) {
+/// Emits an instruction between what brings its registers and what takes them away. `relative` is where its
+/// displacement is, if that follows from where the guest has its code.
+fn surround(e: &mut Emitter, assignment: &Assignment, bytes: &[u8], relative: Option<usize>) {
     for &Visit { guest, host, read, .. } in &assignment.visits {
         if host == Reg::R11 {
             e.release();
@@ -323,6 +326,9 @@ fn surround(e: &mut Emitter, assignment: &Assignment, bytes: &[u8]) {
         if value != host {
             e.asm.mov(Width::W64, host, value);
         }
+    }
+    if let Some(offset) = relative {
+        e.asm.notes.add_virt32(e.asm.code.len() + offset);
     }
     e.asm.bytes(bytes);
     for &Visit { guest, host, written, .. } in &assignment.visits {

@@ -15,7 +15,7 @@ use super::contexts;
 use super::emit::{Ea, Emitter, guest_of};
 use super::groups::{Grouping, Plan};
 use super::hot::Field;
-use super::moves::{Moves, is_movable};
+use super::moves::{self, Moves, is_movable};
 use super::plain::{Rewriter, wide_bit_string};
 use super::privileged;
 use super::regs;
@@ -89,6 +89,8 @@ pub struct Translated {
     pub cold: Vec<u8>,
     /// What depends on where the code stands, unless there is too much of it.
     pub moves: Option<Moves>,
+    /// The same guest code at another address of its kind is the same but for that.
+    pub slides: bool,
 }
 
 /// Addresses the translator wires in.
@@ -202,7 +204,7 @@ impl Translator {
             None => Moves::of(&mut e.asm.notes, &mut e.cold.notes),
             Some(_) => None,
         };
-        let slides = is_movable(&key) && !e.asm.notes.is_pinned() && !e.cold.notes.is_pinned();
+        let slides = moves::slides(&key, &e.asm.notes, &e.cold.notes);
         let (code, cold) = (e.asm.code, e.cold.code);
         self.decoded = decoded;
         let block = Block {
@@ -221,9 +223,9 @@ impl Translator {
             indirect: false,
             incoming: Incoming::new(),
             exits: place.exits,
-            moves: moves.clone().filter(|_| slides),
+            moves: moves.clone().filter(|_| slides && is_movable(&key)),
         };
-        Translated { block, code, cold, moves }
+        Translated { block, code, cold, moves, slides }
     }
 
     fn decode(&mut self, key: BlockKey, page: &[u8], limit: u8, surroundings: &mut dyn Surroundings) {
@@ -599,10 +601,10 @@ fn push_return_address(e: &mut Emitter, instr: &Instruction) {
 fn push_constant(e: &mut Emitter, value: u64, relative: bool) {
     match i32::try_from(value as i64) {
         Ok(narrow) => {
-            if relative {
-                e.asm.notes.pin();
-            }
             e.asm.push_imm(narrow);
+            if relative {
+                e.asm.note_virt32();
+            }
         }
         Err(_) => {
             e.load_constant(Reg::RCX, value, relative);
@@ -619,10 +621,10 @@ fn store_constant(e: &mut Emitter, width: Width, slot: Mem, value: u64, relative
     let narrow = if width == Width::W32 { Ok(value as u32 as i32) } else { i32::try_from(value as i64) };
     match narrow {
         Ok(v) => {
-            if relative {
-                e.asm.notes.pin();
-            }
             e.asm.store_imm(width, slot, v);
+            if relative {
+                e.asm.note_virt32();
+            }
         }
         Err(_) => {
             mark!(WideConstant);
@@ -729,7 +731,7 @@ fn lea(e: &mut Emitter, instr: &Instruction) {
         let scale = instr.memory_index_scale().trailing_zeros() as u8;
         let index = guest_of(instr.memory_index()).map(|i| (e.read_guest(i, Reg::R11), scale));
         let disp = instr.memory_displacement64() as u32 as i32;
-        let memory = Mem { base, index, disp };
+        let memory = Mem { base, index, disp, relative: false };
         if let (Some(home), true) = (regs::home(guest), size >= 4) {
             let width = if size == 4 { Width::W32 } else { address_width };
             e.asm.lea(width, home, memory);
