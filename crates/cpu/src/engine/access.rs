@@ -76,10 +76,10 @@ impl Vcpu {
             filled = self.fill(bus, mode, virt, write, allowed).unwrap_or(Filled::Not);
             if filled == Filled::Done && !bus.ram().is_disturbed() {
                 if !self.groups_stale(block) {
-                    return Next::Enter(self.blocks.get(block).host_of(k));
+                    return Next::Enter(self.blocks.host_of(block, k));
                 }
                 if let Some(twin) = self.twin(bus, block) {
-                    return Next::Enter(self.blocks.get(twin).host_of(k));
+                    return Next::Enter(self.blocks.host_of(twin, k));
                 }
                 self.arrive_at(block, k);
                 return Next::Loop;
@@ -101,7 +101,7 @@ impl Vcpu {
                 mark!(GroupCrossing);
                 self.blocks.link_across(&mut self.arena, id, twin);
             }
-            let next = Next::Enter(self.blocks.get(twin).host_of(k));
+            let next = Next::Enter(self.blocks.host_of(twin, k));
             if matches!(filled, Filled::Hooked(_)) && self.note_failure(block, k, GROUP_PATIENCE) {
                 mark!(GroupGivenUp);
             }
@@ -333,6 +333,6 @@ impl Vcpu {
             }
             None => return None,
         };
-        self.blocks.get(block).same_instructions(self.blocks.get(twin)).then_some(twin)
+        self.blocks.same_instructions(block, twin).then_some(twin)
     }
 }

@@ -17,7 +17,6 @@
 use super::arena::{Arena, want_large_pages};
 use super::classify::Class;
 use super::hot::SPREAD;
-use super::moves::Moves;
 use super::sheets::{CodePage, Keys};
 use crate::marks::mark;
 use base::PAGE_SIZE;
@@ -26,7 +25,6 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// The processor mode a block was translated for; which assumptions are wired into it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
@@ -196,8 +194,8 @@ pub struct Block {
     /// One past the last host byte, here and in the cold part of the code cache.
     pub end: u32,
     pub cold_end: u32,
-    /// Start and, one more than there are instructions, their boundaries.
-    pub insns: Arc<[Insn]>,
+    /// Where its instructions are in [`Blocks::insns`]: each one's beginning, and the last one's end.
+    pub insns: u32,
     /// Guest bytes covered: where they begin in the page of `key.phys`, and how many.
     pub first: u16,
     pub bytes: u16,
@@ -214,8 +212,9 @@ pub struct Block {
     pub incoming: Incoming,
     /// The first of its exits.
     pub exits: u32,
-    /// How it is copied for other addresses, if it can be.
-    pub moves: Option<Moves>,
+    /// Where in [`Blocks::notes`] it is said how it is copied for other addresses, and in how many bytes; none
+    /// if it cannot be.
+    pub notes: (u32, u16),
 }
 
 impl Block {
@@ -224,21 +223,6 @@ impl Block {
         let first = self.first as usize;
         let here = (self.bytes as usize).min(PAGE_SIZE - first);
         if page == self.key.phys >> 12 { (first, here) } else { (0, self.bytes as usize - here) }
-    }
-
-    /// Whether `other` is of the very same instructions.
-    pub fn same_instructions(&self, other: &Block) -> bool {
-        self.insns.iter().map(|insn| insn.delta).eq(other.insns.iter().map(|insn| insn.delta))
-    }
-
-    /// The host address at which instruction `k`'s translation begins.
-    pub fn host_of(&self, k: u8) -> u32 {
-        self.checked + u32::from(self.insns[k as usize].host)
-    }
-
-    /// The linear address of instruction `k` (`k` may be the count: one past the last).
-    pub fn virt_of(&self, k: u8) -> u64 {
-        self.key.virt.wrapping_add_signed(self.insns[k as usize].delta as i64)
     }
 }
 
@@ -299,6 +283,10 @@ const PAGE_IDS_MAX: usize = 1 << 17;
 pub struct Blocks {
     pub list: Vec<Block>,
     pub exits: Vec<Exit>,
+    /// Instructions of blocks, some of which are shared by copies.
+    pub insns: Vec<Insn>,
+    /// What depends on where blocks are, likewise (see `moves`).
+    pub notes: Vec<u8>,
     /// Instructions that Rust executes; see [`DecodedId`].
     pub decoded: Vec<(Instruction, Class)>,
     /// Those that no exit has any more.
@@ -332,6 +320,8 @@ impl Blocks {
         Self {
             list,
             exits,
+            insns: Vec::new(),
+            notes: Vec::new(),
             decoded: Vec::new(),
             free_decoded: Vec::new(),
             keys: Keys::new(expected),
@@ -405,6 +395,36 @@ impl Blocks {
     /// The block.
     pub fn get(&self, id: BlockId) -> &Block {
         &self.list[id.0 as usize]
+    }
+
+    /// Where the instructions of a block begin, and the last one ends.
+    pub fn insns_of(&self, block: &Block) -> &[Insn] {
+        &self.insns[block.insns as usize..][..=usize::from(block.count)]
+    }
+
+    /// The host address at which the translation of a block's instruction `k` begins.
+    pub fn host_of(&self, id: BlockId, k: u8) -> u32 {
+        let block = self.get(id);
+        block.checked + u32::from(self.insns_of(block)[usize::from(k)].host)
+    }
+
+    /// The linear address of a block's instruction `k` (`k` may be the count: one past the last).
+    pub fn virt_of(&self, id: BlockId, k: u8) -> u64 {
+        let block = self.get(id);
+        block.key.virt.wrapping_add_signed(self.insns_of(block)[usize::from(k)].delta.into())
+    }
+
+    /// Whether two blocks are of the very same instructions.
+    pub fn same_instructions(&self, one: BlockId, other: BlockId) -> bool {
+        let deltas = |id| self.insns_of(self.get(id)).iter().map(|insn| insn.delta);
+        deltas(one).eq(deltas(other))
+    }
+
+    /// Keeps what has been noted of a block, for [`Block::notes`].
+    pub fn keep_notes(&mut self, packed: &[u8]) -> (u32, u16) {
+        let at = self.notes.len() as u32;
+        self.notes.extend_from_slice(packed);
+        (at, packed.len() as u16)
     }
 
     /// The identity of a page as seen at a virtual page in a mode.
@@ -510,7 +530,7 @@ impl Blocks {
         let ids: Vec<BlockId> = sheets.flat_map(|sheet| sheet.blocks.iter().copied()).collect();
         for id in ids {
             let block = self.get(id);
-            let mut starts = (0..block.count).map(|k| block.virt_of(k));
+            let mut starts = (0..block.count).map(|k| self.virt_of(id, k));
             if block.live && starts.any(|virt| addresses.contains(&virt)) {
                 self.forget(arena, id);
             }
@@ -547,14 +567,17 @@ impl Blocks {
         if host >= b.end {
             return None;
         }
-        let k = b.insns.partition_point(|i| b.checked + u32::from(i.host) <= host).checked_sub(1)?;
-        Some((BlockId(id as u32), k.min(b.insns.len() - 1) as u8))
+        let insns = self.insns_of(b);
+        let k = insns.partition_point(|i| b.checked + u32::from(i.host) <= host).checked_sub(1)?;
+        Some((BlockId(id as u32), k.min(insns.len() - 1) as u8))
     }
 
     /// Throws everything away; returns the physical pages that held code.
     pub fn clear(&mut self) -> Vec<u64> {
         self.list.clear();
         self.exits.clear();
+        self.insns.clear();
+        self.notes.clear();
         self.decoded.clear();
         self.free_decoded.clear();
         self.keys.clear();

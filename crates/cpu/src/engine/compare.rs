@@ -2,7 +2,7 @@
 
 use super::blocks::{Block, BlockId, BlockKey, ExitId, ExitKind, PageId};
 use super::mirror::Mirror;
-use super::moves::is_movable;
+use super::moves::{Moves, is_movable};
 use super::translate::{Place, Surroundings, Translated};
 use super::vcpu::Vcpu;
 use crate::marks::mark;
@@ -49,9 +49,9 @@ impl Vcpu {
         let block = self.blocks.get(id);
         let checked = |virt| self.mirroring.checked.contains(&virt);
         block.live
-            && block.moves.is_some()
+            && block.notes.1 > 0
             && is_movable(&self.slid_key(id))
-            && !(0..block.count).any(|k| checked(block.virt_of(k)))
+            && !(0..block.count).any(|k| checked(self.blocks.virt_of(id, k)))
     }
 
     /// Slides the sheet of block `id`, and compares what is on it then.
@@ -60,7 +60,7 @@ impl Vcpu {
         let key = self.slid_key(id);
         let (virt_page, phys_page) = (key.virt >> 12, key.phys >> 12);
         let on = |vcpu: &Self, page| vcpu.blocks.pages[&phys_page].blocks_at(page, key.mode).to_vec();
-        let movable = |id: &BlockId| self.blocks.get(*id).live && self.blocks.get(*id).moves.is_some();
+        let movable = |id: &BlockId| self.blocks.get(*id).live && self.blocks.get(*id).notes.1 > 0;
         if on(self, from).iter().any(|id| movable(id) && !self.is_comparable(*id)) {
             return Ok(());
         }
@@ -108,21 +108,21 @@ impl Vcpu {
         let bytes = ram.page_bytes(page);
         let mut around = Elsewhere(&mut self.tlb.mirror);
         self.translator.read(key, bytes, block.count, &BTreeSet::new(), &mut around);
-        let mut exits = Vec::new();
-        let Translated { block: fresh, code, cold: cold_code, .. } =
-            self.translator.block(key, bytes, place, &mut exits);
+        let (mut exits, mut insns) = (Vec::new(), Vec::new());
+        let Translated { block: fresh, code, cold: cold_code, notes, .. } =
+            self.translator.block(key, bytes, place, &mut exits, &mut insns);
         let same_code = self.arena.code_at(start, (block.end - start) as usize) == code
             && self.arena.code_at(cold, (block.cold_end - cold) as usize) == cold_code;
         let range = self.blocks.exits_of(copy);
         let same_exits = self.blocks.exits[range.start as usize..range.end as usize] == exits;
-        let shape = |b: &Block| {
-            (b.count, b.entry, b.checked, b.end, b.cold_end, b.first, b.bytes, b.grouped, b.moves.clone())
-        };
+        let moves = self.blocks.moves_of(&self.blocks.notes, copy);
+        let shape = |b: &Block| (b.count, b.entry, b.checked, b.end, b.cold_end, b.first, b.bytes, b.grouped);
         for (what, same) in [
             ("code", same_code),
             ("exits", same_exits),
             ("shape", shape(block) == shape(&fresh)),
-            ("instructions", block.insns == fresh.insns),
+            ("instructions", self.blocks.insns_of(block) == insns),
+            ("notes", moves.is_none_or(|moves| notes.as_deref().and_then(Moves::of) == Some(moves))),
         ] {
             if !same {
                 return Err(format!("{what} differ: {key:x?}, of {} instructions", block.count));

@@ -31,7 +31,6 @@ use crate::marks::mark;
 use base::PAGE_SIZE;
 use smallvec::SmallVec;
 use std::collections::HashSet;
-use std::sync::Arc;
 
 /// Blocks copied together.
 const TOGETHER_MAX: usize = 48;
@@ -46,11 +45,12 @@ pub(super) struct Permits<'a> {
 }
 
 impl Permits<'_> {
-    pub fn allow(&mut self, block: &Block, moves: &Moves, arena: &Arena, slide: u64) -> bool {
+    pub fn allow(&mut self, blocks: &Blocks, id: BlockId, moves: Moves, arena: &Arena, slide: u64) -> bool {
+        let block = blocks.get(id);
         if !block.key.mode.has(Mode::MIRRORED) {
             return true;
         }
-        let mut starts = (0..block.count).map(|k| block.virt_of(k).wrapping_add(slide));
+        let mut starts = (0..block.count).map(|k| blocks.virt_of(id, k).wrapping_add(slide));
         if !self.checked.is_empty() && starts.any(|virt| self.checked.contains(&virt)) {
             return false;
         }
@@ -88,7 +88,7 @@ impl Distance {
 pub(super) struct Origin<'a> {
     /// Where its code and its cold part were.
     pub parts: [u32; 2],
-    pub moves: &'a Moves,
+    pub moves: Moves<'a>,
     /// By how much its guest address has changed.
     pub slide: u64,
     /// That of its page where it is now.
@@ -106,18 +106,28 @@ impl Blocks {
         page_id: PageId,
         permits: &mut Permits,
     ) -> Option<BlockId> {
-        let block = self.get(id);
-        let moves = block.moves.clone()?;
-        let slide = key.virt.wrapping_sub(block.key.virt);
-        if !permits.allow(block, &moves, arena, slide) {
-            return None;
-        }
-        if !self.has_room() {
-            return None;
-        }
+        let notes = std::mem::take(&mut self.notes);
+        let copy = self.moves_of(&notes, id).and_then(|moves| {
+            let slide = key.virt.wrapping_sub(self.get(id).key.virt);
+            let may = permits.allow(self, id, moves, arena, slide) && self.has_room();
+            may.then(|| {
+                self.copy_as(arena, id, key, &Origin { parts: self.starts_of(id), moves, slide, page_id })
+            })
+        });
+        self.notes = notes;
+        copy
+    }
+
+    /// How a block is copied for other addresses, if it can be; `notes` are all blocks'.
+    pub(super) fn moves_of<'a>(&self, notes: &'a [u8], id: BlockId) -> Option<Moves<'a>> {
+        let (at, len) = self.get(id).notes;
+        Moves::of(&notes[at as usize..][..usize::from(len)])
+    }
+
+    fn copy_as(&mut self, arena: &mut Arena, id: BlockId, key: BlockKey, origin: &Origin) -> BlockId {
         let (to, to_cold) = self.next_addresses();
         let block = self.get(id);
-        let parts @ [start, cold] = self.starts_of(id);
+        let [start, cold] = origin.parts;
         arena.copy_code(start, to, (block.end - start) as usize);
         arena.copy_code(cold, to_cold, (block.cold_end - cold) as usize);
         let exits = self.exits_of(id);
@@ -125,18 +135,15 @@ impl Blocks {
         let ways: SmallVec<[_; 16]> = ways.map(|exit| (exit.insn, exit.kind)).collect();
         let copy = Block {
             key,
-            insns: Arc::clone(&block.insns),
             second_page: None,
             live: true,
             indirect: false,
             exits: exits.start,
             incoming: Incoming::new(),
-            moves: Some(moves.clone()),
             ..*block
         };
         mark!(BlockCopied);
-        let origin = Origin { parts, moves: &moves, slide, page_id };
-        Some(self.settle(arena, copy, &origin, &ways))
+        self.settle(arena, copy, origin, &ways)
     }
 
     /// Makes a block of this cache of one that is as it was where it comes from, but for its key: its code is at

@@ -242,7 +242,8 @@ impl Thunk<'_> {
             Some(table) => (Mem::table(table, Reg::R11), Mem::table(table + 8, Reg::R11)),
             None => {
                 self.load(Width::W64, Reg::RCX, Field::PROGRAM_JUMP);
-                let entry = Mem { base: Some(Reg::RCX), index: Some((Reg::R11, 3)), disp: 0, relative: false };
+                let entry =
+                    Mem { base: Some(Reg::RCX), index: Some((Reg::R11, 3)), disp: 0, relative: false };
                 self.asm.lea(Width::W64, Reg::R11, entry);
                 (Mem::base(Reg::R11, 0), Mem::base(Reg::R11, 8))
             }

@@ -3,6 +3,7 @@
 use super::blocks::{BlockId, BlockKey, Blocks, BuildMix, Mode};
 use super::kept::Granted;
 use super::mirror::Mirror;
+use super::moves::is_movable;
 use super::profile::{self, Work};
 use super::regs;
 use super::tlb::Mapping;
@@ -156,14 +157,18 @@ impl Vcpu {
         };
         self.translator.read(key, bytes, limit, &self.debugging.breakpoints, &mut surroundings);
         let granted = surroundings.granted;
-        let translated = self.translator.block(key, bytes, place, &mut self.blocks.exits);
+        let Blocks { exits, insns, .. } = &mut self.blocks;
+        let mut translated = self.translator.block(key, bytes, place, exits, insns);
         self.arena.write_code(place.origin, &translated.code);
         self.arena.write_code(place.cold, &translated.cold);
         self.statistics.blocks_translated += 1;
         if let Some(kept) = &mut self.kept
             && self.debugging.breakpoints.is_empty()
         {
-            kept.keep(&translated, bytes, &place, &self.blocks.exits, &granted);
+            kept.keep(&translated, bytes, &place, &self.blocks, &granted);
+        }
+        if let Some(notes) = translated.notes.filter(|_| translated.slides && is_movable(&key)) {
+            translated.block.notes = self.blocks.keep_notes(&notes);
         }
         self.blocks.make_room_at(&mut self.arena, &key);
         Ok(Some(self.blocks.add(translated.block)))

@@ -15,7 +15,7 @@
 //! Kept are whole blocks of one page, as they were when just translated, without their jumps linked. With debug
 //! assertions each one that comes back is compared with its translation.
 
-use super::blocks::{Block, BlockId, BlockKey, Exit, ExitId, ExitKind, Incoming, Insn, Mode};
+use super::blocks::{Block, BlockId, BlockKey, Blocks, ExitId, ExitKind, Incoming, Insn, Mode};
 use super::copies::Origin;
 use super::moves::{Kind, Moves, is_in_kernel, is_kernels, is_movable};
 use super::regs;
@@ -30,7 +30,6 @@ use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use translations::Translations;
 
 /// Guest bytes that a block is found by.
@@ -72,15 +71,15 @@ struct Entry<'a> {
     insns: &'a [u8],
     ways: Cow<'a, [(u8, ExitKind)]>,
     claims: Cow<'a, [u64]>,
-    moves: &'a [u8],
+    notes: &'a [u8],
     guest: &'a [u8],
     code: &'a [u8],
     cold: &'a [u8],
 }
 
 impl Entry<'_> {
-    /// The block as it was.
-    fn block(&self, key: BlockKey, moves: &Moves) -> Block {
+    /// The block as it was, with its instructions from the `insns`th on.
+    fn block(&self, key: BlockKey, insns: u32) -> Block {
         Block {
             key,
             count: self.count,
@@ -88,7 +87,7 @@ impl Entry<'_> {
             checked: self.checked,
             end: self.end,
             cold_end: self.cold_end,
-            insns: self.insns(),
+            insns,
             first: self.first,
             bytes: self.guest.len() as u16,
             second_page: None,
@@ -97,18 +96,18 @@ impl Entry<'_> {
             indirect: false,
             incoming: Incoming::new(),
             exits: self.exits,
-            moves: (self.slides && is_movable(&key)).then(|| moves.clone()),
+            notes: (0, 0),
         }
     }
 
-    fn insns(&self) -> Arc<[Insn]> {
+    fn insns(&self) -> impl Iterator<Item = Insn> {
         let number = |bytes: &[u8]| u16::from_le_bytes([bytes[0], bytes[1]]);
         let insns = self.insns.chunks_exact(INSN_BYTES);
-        insns.map(|insn| Insn { delta: number(insn) as i16, host: number(&insn[2..]) }).collect()
+        insns.map(move |insn| Insn { delta: number(insn) as i16, host: number(&insn[2..]) })
     }
 
     /// Whether it is the kernel's, and all guest addresses that are in its code still fit where they are.
-    fn stays_in_kernel(&self, key: &BlockKey, slide: u64, moves: &Moves) -> bool {
+    fn stays_in_kernel(&self, key: &BlockKey, slide: u64, moves: Moves) -> bool {
         let stays = |bytes: &[u8], at: u32| {
             let field = bytes.get(at as usize..).and_then(|bytes| bytes.first_chunk());
             let virt = field.map(|field| i64::from(i32::from_le_bytes(*field)) as u64);
@@ -120,7 +119,7 @@ impl Entry<'_> {
     }
 
     /// By how much its address changes if it can be the block of a key; `page` is what the key's page holds.
-    fn slide_to(&self, key: &BlockKey, page: &[u8], moves: &Moves) -> Option<u64> {
+    fn slide_to(&self, key: &BlockKey, page: &[u8], moves: Moves) -> Option<u64> {
         let slide = key.virt.wrapping_sub(self.virt);
         let (first, len) = (usize::from(self.first), self.guest.len());
         let fits = self.mode == key.mode
@@ -157,24 +156,27 @@ fn hash(key: &BlockKey, page: &[u8]) -> u64 {
 }
 
 impl Kept {
-    /// Keeps a block that has just been translated from `page`, and is not linked yet; the last of `exits` are its
+    /// Keeps a block that has just been translated from `page`, and is not linked yet; the last exits of `blocks` are its
     /// own.
     pub fn keep(
         &mut self,
         translated: &Translated,
         page: &[u8],
         place: &Place,
-        exits: &[Exit],
+        blocks: &Blocks,
         granted: &Granted,
     ) {
-        let Translated { block, code, cold, moves: Some(moves), slides } = translated else { return };
+        let Translated { block, code, cold, notes: Some(notes), slides } = translated else { return };
         if !is_kept(&block.key) {
             return;
         }
-        let own = &exits[block.exits as usize..];
+        let own = &blocks.exits[block.exits as usize..];
         let ways: SmallVec<[_; 16]> = own.iter().map(|exit| (exit.insn, exit.kind)).collect();
-        let both = |insn: &Insn| [insn.delta.to_le_bytes(), insn.host.to_le_bytes()];
-        let insns: SmallVec<[u8; 256]> = block.insns.iter().flat_map(both).flatten().collect();
+        let mut insns: SmallVec<[u8; 256]> = SmallVec::new();
+        for insn in blocks.insns_of(block) {
+            insns.extend_from_slice(&insn.delta.to_le_bytes());
+            insns.extend_from_slice(&insn.host.to_le_bytes());
+        }
         let entry = Entry {
             virt: block.key.virt,
             mode: block.key.mode,
@@ -192,7 +194,7 @@ impl Kept {
             insns: &insns,
             ways: Cow::Borrowed(&ways),
             claims: Cow::Borrowed(&granted.claims),
-            moves: moves.packed(),
+            notes,
             guest: &page[usize::from(block.first)..][..usize::from(block.bytes)],
             code,
             cold,
@@ -271,10 +273,10 @@ impl Vcpu {
         let page_id = blocks.page_id(key.virt >> 12, key.phys >> 12, key.mode);
         let (block, special) = kept.translations.find(hash(&key, page), |bytes| {
             let entry: Entry = postcard::from_bytes(bytes).ok()?;
-            let moves = Moves::unpacked(entry.moves)?;
-            let slide = entry.slide_to(&key, page, &moves)?;
-            let block = entry.block(key, &moves);
-            let mut starts = (0..block.count).map(|k| block.virt_of(k));
+            let moves = Moves::of(entry.notes)?;
+            let slide = entry.slide_to(&key, page, moves)?;
+            let starts = entry.insns().take(usize::from(entry.count));
+            let mut starts = starts.map(|insn| key.virt.wrapping_add_signed(insn.delta.into()));
             if !mirroring.checked.is_empty() && starts.any(|virt| mirroring.checked.contains(&virt)) {
                 return None;
             }
@@ -288,7 +290,12 @@ impl Vcpu {
             let (to, to_cold) = blocks.next_addresses();
             arena.write_code(to, entry.code);
             arena.write_code(to_cold, entry.cold);
-            let origin = Origin { parts: entry.from, moves: &moves, slide, page_id };
+            let mut block = entry.block(key, blocks.insns.len() as u32);
+            blocks.insns.extend(entry.insns());
+            if entry.slides && is_movable(&key) {
+                block.notes = blocks.keep_notes(entry.notes);
+            }
+            let origin = Origin { parts: entry.from, moves, slide, page_id };
             Some((blocks.settle(arena, block, &origin, &entry.ways), entry.special))
         })?;
         mark!(BlockKept);

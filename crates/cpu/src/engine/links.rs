@@ -55,9 +55,8 @@ impl Blocks {
     pub fn link_across(&mut self, arena: &mut Arena, from: ExitId, twin: BlockId) {
         let Exit { insn, kind, .. } = self.exits[from.0 as usize];
         let ExitKind::Access { across: field @ 1.., .. } = kind else { return };
-        let to = &mut self.list[twin.0 as usize];
-        arena.patch_jump(field, to.host_of(insn));
-        to.incoming.push(Link::new(from, true));
+        arena.patch_jump(field, self.host_of(twin, insn));
+        self.list[twin.0 as usize].incoming.push(Link::new(from, true));
     }
 
     /// Makes a jump lead out of translated code again.

@@ -188,7 +188,7 @@ impl Vcpu {
         }
         if tried && self.may_fill(block, k) && !bus.ram().is_disturbed() {
             mark!(MirrorFilled);
-            return Some(Next::Enter(self.blocks.get(block).host_of(k)));
+            return Some(Next::Enter(self.blocks.host_of(block, k)));
         }
         mark!(MirrorRefused);
         let missing = paging && !guarded && !self.tlb.mirror.has(GuestVirt(fault.address).page_base().0);
@@ -478,7 +478,7 @@ impl Vcpu {
     /// An instruction could not do without Rust. It may not go on like that: after so many times it is translated
     /// with a check of its own. Whether it is now.
     pub(super) fn note_failure(&mut self, block: BlockId, k: u8, patience: u8) -> bool {
-        let virt = self.blocks.get(block).virt_of(k);
+        let virt = self.blocks.virt_of(block, k);
         if self.mirroring.failures.len() >= CHECKED_MAX {
             self.mirroring.failures.clear();
         }
@@ -494,7 +494,7 @@ impl Vcpu {
     /// Has an instruction translated with a check.
     fn check_from_now_on(&mut self, block: BlockId, k: u8) {
         mark!(MirrorChecked);
-        let virt = self.blocks.get(block).virt_of(k);
+        let virt = self.blocks.virt_of(block, k);
         if self.mirroring.checked.len() >= CHECKED_MAX {
             return;
         }

@@ -20,7 +20,6 @@
 use super::blocks::{BlockKey, Mode};
 use super::regs;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Where blocks that are copied may be: where every address that follows from RIP takes 64 bits.
 const ADDRESSES: Range<u64> = 1 << 33..1 << 47;
@@ -126,46 +125,41 @@ pub fn slides(key: &BlockKey, code: &Notes, cold: &Notes) -> bool {
 ///
 /// Two bytes for how many bytes are about the code itself. Then a byte for each: the kind in the upper bits,
 /// and how far it is from the one before; a distance of [`FAR`] only moves on by that much.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Moves(Arc<[u8]>);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moves<'a>(&'a [u8]);
 
 const FAR: u32 = 31;
 const HEAD: usize = size_of::<u16>();
 
-impl Moves {
-    /// For a block whose parts have these notes; `None` if there are too many.
-    pub fn of(code: &mut Notes, cold: &mut Notes) -> Option<Self> {
-        let mut packed = Vec::with_capacity(HEAD + code.list.len() + cold.list.len() + 8);
-        packed.extend([0; HEAD]);
-        pack(&mut code.list, &mut packed);
-        let in_code = u16::try_from(packed.len() - HEAD).ok()?;
-        packed[..HEAD].copy_from_slice(&in_code.to_le_bytes());
-        pack(&mut cold.list, &mut packed);
-        Some(Self(packed.into()))
-    }
+/// The notes about a block's parts, packed; `None` if there are too many.
+pub fn packed(code: &mut Notes, cold: &mut Notes) -> Option<Vec<u8>> {
+    let mut packed = Vec::with_capacity(HEAD + code.list.len() + cold.list.len() + 8);
+    packed.extend([0; HEAD]);
+    pack(&mut code.list, &mut packed);
+    let in_code = u16::try_from(packed.len() - HEAD).ok()?;
+    packed[..HEAD].copy_from_slice(&in_code.to_le_bytes());
+    pack(&mut cold.list, &mut packed);
+    u16::try_from(packed.len()).is_ok().then_some(packed)
+}
 
-    /// From [`Self::packed`].
-    pub fn unpacked(packed: &[u8]) -> Option<Self> {
+impl<'a> Moves<'a> {
+    /// What has been [`packed`]; `None` if these are no such bytes.
+    pub fn of(packed: &'a [u8]) -> Option<Self> {
         let head = packed.first_chunk::<HEAD>()?;
-        (usize::from(u16::from_le_bytes(*head)) <= packed.len() - HEAD).then(|| Self(packed.into()))
-    }
-
-    /// As bytes.
-    pub fn packed(&self) -> &[u8] {
-        &self.0
+        (usize::from(u16::from_le_bytes(*head)) <= packed.len() - HEAD).then_some(Self(packed))
     }
 
     /// Fields of the code: where each begins, and its kind.
-    pub fn code(&self) -> impl Iterator<Item = (u32, Kind)> {
+    pub fn code(self) -> impl Iterator<Item = (u32, Kind)> + use<'a> {
         unpack(self.parts().0)
     }
 
     /// Those of its cold part.
-    pub fn cold(&self) -> impl Iterator<Item = (u32, Kind)> {
+    pub fn cold(self) -> impl Iterator<Item = (u32, Kind)> + use<'a> {
         unpack(self.parts().1)
     }
 
-    fn parts(&self) -> (&[u8], &[u8]) {
+    fn parts(self) -> (&'a [u8], &'a [u8]) {
         let (head, packed) = self.0.split_at(HEAD);
         packed.split_at(usize::from(u16::from_le_bytes([head[0], head[1]])))
     }

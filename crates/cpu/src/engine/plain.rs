@@ -214,7 +214,11 @@ impl Rewriter {
         let offset = e.read_guest(guest_of(instr.op1_register()).ok_or(Inexpressible)?, Reg::R11);
         e.asm.mov_imm(Reg::RCX, 6);
         e.asm.sarx(Reg::RCX, offset, Reg::RCX);
-        e.asm.lea(Width::W64, Reg::R10, Mem { base: Some(Reg::R10), index: Some((Reg::RCX, 3)), disp: 0, relative: false });
+        e.asm.lea(
+            Width::W64,
+            Reg::R10,
+            Mem { base: Some(Reg::R10), index: Some((Reg::RCX, 3)), disp: 0, relative: false },
+        );
         e.check(Ea::at(Reg::R10, 0), 8, instr.mnemonic() != Mnemonic::Bt);
         mark!(BitString);
         // R11 is the addend, R10 the word's address; turn it back into the operand's.
@@ -227,7 +231,11 @@ impl Rewriter {
         e.asm.sarx(Reg::RCX, Reg::RCX, Reg::R11);
         // R10 -= 8 * RCX without flags: not-then-add is lea with one's complement.
         e.asm.bytes(&[0x48, 0xf7, 0xd1]); // not rcx (writes no flags)
-        e.asm.lea(Width::W64, Reg::R10, Mem { base: Some(Reg::R10), index: Some((Reg::RCX, 3)), disp: 8, relative: false });
+        e.asm.lea(
+            Width::W64,
+            Reg::R10,
+            Mem { base: Some(Reg::R10), index: Some((Reg::RCX, 3)), disp: 8, relative: false },
+        );
         Ok(Some(Mem::base(Reg::R10, 0)))
     }
 
@@ -288,7 +296,12 @@ fn pointer(instr: &Instruction) -> Mem {
     let home = |register| guest_of(register).and_then(regs::home);
     let scale = instr.memory_index_scale().trailing_zeros() as u8;
     let index = home(instr.memory_index()).map(|index| (index, scale));
-    Mem { base: home(instr.memory_base()), index, disp: instr.memory_displacement64() as i32, relative: false }
+    Mem {
+        base: home(instr.memory_base()),
+        index,
+        disp: instr.memory_displacement64() as i32,
+        relative: false,
+    }
 }
 
 /// Whether an instruction's own bytes access the right memory, where memory is at the guest's own

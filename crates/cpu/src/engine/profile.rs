@@ -7,7 +7,7 @@
 //!
 //! Nothing here reaches the guest: a sample is a count on the host's side.
 
-use super::blocks::{ExitKind, Mode};
+use super::blocks::{BlockId, ExitKind, Mode};
 use super::signals;
 use super::vcpu::Vcpu;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
@@ -441,19 +441,19 @@ impl Vcpu {
                 return (Part::Tail, Some((block.key.virt, block.key.mode.has(Mode::USER))));
             }
             let after = self.blocks.list.partition_point(|block| block.checked <= host);
-            let Some(block) = after.checked_sub(1).map(|n| &self.blocks.list[n]) else {
+            let Some(id) = after.checked_sub(1).map(|n| BlockId(n as u32)) else {
                 return (Part::Door, None);
             };
-            let k = block
-                .insns
-                .partition_point(|insn| block.checked + u32::from(insn.host) <= host)
-                .checked_sub(1);
-            let guest = |k: usize| Some((block.virt_of(k as u8), block.key.mode.has(Mode::USER)));
+            let block = self.blocks.get(id);
+            let insns = self.blocks.insns_of(block);
+            let k = insns.partition_point(|insn| block.checked + u32::from(insn.host) <= host).checked_sub(1);
+            let guest = |k: usize| Some((self.blocks.virt_of(id, k as u8), block.key.mode.has(Mode::USER)));
             match k {
                 None => (Part::Head, guest(0)),
-                Some(k) if k + 1 >= block.insns.len() => (Part::Tail, guest(k)),
+                Some(k) if k + 1 >= insns.len() => (Part::Tail, guest(k)),
                 Some(k) => {
-                    let last = self.last_instruction(block.host_of(k as u8), block.host_of(k as u8 + 1));
+                    let host_of = |k: usize| self.blocks.host_of(id, k as u8);
+                    let last = self.last_instruction(host_of(k), host_of(k + 1));
                     (if host >= last { Part::Own } else { Part::Check }, guest(k))
                 }
             }

@@ -407,7 +407,7 @@ impl Vcpu {
 
     fn set_rip_of(&mut self, block: BlockId, k: u8) {
         let b = self.blocks.get(block);
-        let virt = b.virt_of(k);
+        let virt = self.blocks.virt_of(block, k);
         let is64 = b.key.mode.is64();
         let state = &mut self.hot().state;
         state.rip = if is64 { virt } else { virt.wrapping_sub(state.seg[1].base) & 0xffff_ffff };
@@ -538,7 +538,7 @@ impl Vcpu {
                 };
                 if filled == Ok(true) {
                     mark!(StringFilled);
-                    return Next::Enter(self.blocks.get(block).host_of(insn));
+                    return Next::Enter(self.blocks.host_of(block, insn));
                 }
                 profile::interpreted(instr.mnemonic(), matches!(kind, ExitKind::Access { .. }));
                 match (filled, in_mirror) {
@@ -594,7 +594,7 @@ impl Vcpu {
             None => self.fetch(bus)?,
         };
         let class = self.class_of(&instr);
-        let start = self.blocks.get(block).virt_of(insn) as usize % PAGE_SIZE;
+        let start = self.blocks.virt_of(block, insn) as usize % PAGE_SIZE;
         let inside = start + instr.len() <= PAGE_SIZE;
         // Only what lies in the block's own page is thrown away together with the block; outside
         // of a flat code segment RIP is not the address the instruction was decoded for.
@@ -614,7 +614,7 @@ impl Vcpu {
             return None;
         }
         let b = self.blocks.get(block);
-        let start = b.virt_of(k) as usize % PAGE_SIZE;
+        let start = self.blocks.virt_of(block, k) as usize % PAGE_SIZE;
         let ram = bus.ram();
         let mut bytes = Vec::new();
         for (page, from) in [(b.key.phys >> 12, start), (b.second_page.unwrap_or(0), 0)] {
@@ -654,7 +654,7 @@ impl Vcpu {
         }
         let b = self.blocks.get(block);
         let next = k + 1;
-        let virt = b.virt_of(next);
+        let virt = self.blocks.virt_of(block, next);
         let state = self.state();
         let linear =
             if mode.is64() { state.rip } else { state.seg[1].base.wrapping_add(state.rip) & 0xffff_ffff };
@@ -667,7 +667,7 @@ impl Vcpu {
         if retired == 0 || left < rest {
             return Next::Loop;
         }
-        let host = b.host_of(next);
+        let host = self.blocks.host_of(block, next);
         self.hot().budget = regs::encode_budget(left) - rest * regs::UNIT;
         self.load_x87();
         mark!(Resumed);

@@ -55,13 +55,15 @@ impl Blocks {
         let Some(code) = self.pages.get_mut(&page) else { return slid };
         debug_assert!(code.blocks_at(way.to, key.mode).is_empty());
         let mut ids = code.take(way.from, key.mode);
+        let notes = std::mem::take(&mut self.notes);
         ids.retain(|id| {
-            let can = self.slide_block(arena, *id, way, permits, &mut slid.apart);
+            let can = self.slide_block(arena, *id, way, &notes, permits, &mut slid.apart);
             if !can {
                 self.forget(arena, *id);
             }
             can
         });
+        self.notes = notes;
         if !is_open(key.mode, key.virt) {
             ids.iter().for_each(|id| self.rejoin(arena, *id, true));
         }
@@ -78,15 +80,16 @@ impl Blocks {
         arena: &mut Arena,
         id: BlockId,
         way: Way,
+        notes: &[u8],
         permits: &mut Permits,
         apart: &mut Vec<ExitId>,
     ) -> bool {
         let block = self.get(id);
         let key = BlockKey { virt: block.key.virt.wrapping_add(way.slide()), ..block.key };
-        let Some(moves) = block.moves.clone().filter(|_| block.live && is_movable(&key)) else {
+        let Some(moves) = self.moves_of(notes, id).filter(|_| block.live && is_movable(&key)) else {
             return false;
         };
-        if !is_movable(&block.key) || !permits.allow(block, &moves, arena, way.slide()) {
+        if !is_movable(&block.key) || !permits.allow(self, id, moves, arena, way.slide()) {
             return false;
         }
         let [start, cold] = self.starts_of(id);

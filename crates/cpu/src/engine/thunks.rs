@@ -100,7 +100,12 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
     let table = base + Field::set(set);
     let spill = (table + Field::spill(write)) as i32;
     let tlb = table + Field::data(write);
-    let part = |offset: u32| Mem { base: None, index: Some((Reg::R11, 0)), disp: spill + offset as i32, relative: false };
+    let part = |offset: u32| Mem {
+        base: None,
+        index: Some((Reg::R11, 0)),
+        disp: spill + offset as i32,
+        relative: false,
+    };
 
     put_flags_aside(asm, base);
     asm.bytes(&[0x4d, 0x31, 0xd3, 0x49, 0xc1, 0xeb, 12]); // xor r11, r10; shr r11, 12

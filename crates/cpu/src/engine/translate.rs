@@ -15,7 +15,7 @@ use super::contexts;
 use super::emit::{Ea, Emitter, guest_of};
 use super::groups::{Grouping, Plan};
 use super::hot::Field;
-use super::moves::{self, Moves, is_movable};
+use super::moves;
 use super::plain::{Rewriter, wide_bit_string};
 use super::privileged;
 use super::regs;
@@ -87,8 +87,8 @@ pub struct Translated {
     pub code: Vec<u8>,
     /// The cold part.
     pub cold: Vec<u8>,
-    /// What depends on where the code stands, unless there is too much of it.
-    pub moves: Option<Moves>,
+    /// What depends on where the code stands (see `moves`), unless there is too much of it.
+    pub notes: Option<Vec<u8>>,
     /// The same guest code at another address of its kind is the same but for that.
     pub slides: bool,
 }
@@ -168,7 +168,14 @@ impl Translator {
     }
 
     /// Translates the block just [read](Self::read) from `page`. A block always has at least one instruction.
-    pub fn block(&mut self, key: BlockKey, page: &[u8], place: Place, exits: &mut Vec<Exit>) -> Translated {
+    pub fn block(
+        &mut self,
+        key: BlockKey,
+        page: &[u8],
+        place: Place,
+        exits: &mut Vec<Exit>,
+        insns: &mut Vec<Insn>,
+    ) -> Translated {
         let decoded = std::mem::take(&mut self.decoded);
         let count = decoded.len() as u8;
         let grouped = self.grouping.plan(decoded.len(), &mut self.plan);
@@ -176,7 +183,7 @@ impl Translator {
         e.follow_plan(std::mem::take(&mut self.plan));
         let (checked, entry) = e.head(key.virt, place.page_id, place.second.map(|(id, _)| id), count);
         let offset = |e: &Emitter| (e.asm.here() - checked) as u16;
-        let mut insns = Vec::with_capacity(decoded.len() + 1);
+        let first_insn = insns.len() as u32;
         let start = key.phys as usize % PAGE_SIZE;
         let (mut first, mut end) = (start, start);
         let mut open = true;
@@ -200,8 +207,8 @@ impl Translator {
         self.plan = e.finish();
         let host_end = e.asm.here();
         let cold_end = e.cold.here();
-        let moves = match place.second {
-            None => Moves::of(&mut e.asm.notes, &mut e.cold.notes),
+        let notes = match place.second {
+            None => moves::packed(&mut e.asm.notes, &mut e.cold.notes),
             Some(_) => None,
         };
         let slides = moves::slides(&key, &e.asm.notes, &e.cold.notes);
@@ -214,7 +221,7 @@ impl Translator {
             checked,
             end: host_end,
             cold_end,
-            insns: insns.into(),
+            insns: first_insn,
             first: first as u16,
             bytes: (end - first).max(1) as u16,
             second_page: place.second.map(|(_, page)| page),
@@ -223,9 +230,9 @@ impl Translator {
             indirect: false,
             incoming: Incoming::new(),
             exits: place.exits,
-            moves: moves.clone().filter(|_| slides && is_movable(&key)),
+            notes: (0, 0),
         };
-        Translated { block, code, cold, moves, slides }
+        Translated { block, code, cold, notes, slides }
     }
 
     fn decode(&mut self, key: BlockKey, page: &[u8], limit: u8, surroundings: &mut dyn Surroundings) {

@@ -3,6 +3,7 @@
 use super::mirrored::{FREE, map, mirrored, program};
 use super::moves::{FAR, PAGES, code};
 use super::*;
+use crate::engine::blocks::BlockId;
 use crate::engine::mirror::CHUNK;
 use crate::marks::{Mark, count};
 
@@ -177,9 +178,9 @@ fn a_debugger_s_breakpoints_stop_in_code_that_has_been_kept() {
     start_at(&mut guest, FAR[0]);
     start_at(&mut guest, FAR[0]);
     let kept = guest.cpu.statistics.blocks_kept;
-    let second =
-        guest.cpu.blocks.list.iter().find(|b| b.live && b.count > 1 && b.key.virt == FAR[0]).unwrap();
-    let at = second.virt_of(1);
+    let blocks = &guest.cpu.blocks;
+    let first = blocks.list.iter().position(|b| b.live && b.count > 1 && b.key.virt == FAR[0]).unwrap();
+    let at = blocks.virt_of(BlockId(first as u32), 1);
     guest.cpu.drop_caches(&mut guest.board);
     guest.cpu.set_breakpoints(&[at].into());
     guest.cpu.state_mut().rip = FAR[0];
