@@ -62,6 +62,8 @@ marks! {
     StackElsewhere,
     /// A block is copied for another address.
     BlockCopied,
+    /// A block that reaches into the next page is slid.
+    SlidOnTwoPages,
     /// A block of an earlier run is taken from disk.
     BlockKept,
     /// What leads to a block from other pages is undone, as its page is gone.

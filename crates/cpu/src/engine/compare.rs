@@ -91,8 +91,10 @@ impl Vcpu {
 
     /// Compares a block that is not linked with its translation.
     pub(super) fn compare(&mut self, ram: &Ram, copy: BlockId, page_id: PageId) -> Result<(), String> {
+        let Block { key, second_page, .. } = *self.blocks.get(copy);
+        let next_page = (key.virt >> 12) + 1;
+        let second = second_page.map(|page| (self.blocks.page_id(next_page, page, key.mode), page));
         let block = self.blocks.get(copy);
-        let key = block.key;
         let [start, cold] = self.blocks.starts_of(copy);
         let place = Place {
             origin: start,
@@ -102,10 +104,15 @@ impl Vcpu {
             block: copy,
             exits: block.exits,
             page_id,
-            second: None,
+            second,
         };
         let page = ram.page_index(GuestPhys(key.phys)).ok_or("a block of no RAM")?;
-        let bytes = ram.page_bytes(page);
+        let mut bytes = ram.page_bytes(page).to_vec();
+        if let Some((_, next)) = second {
+            let next = ram.page_index(GuestPhys(next << 12)).ok_or("a block that reaches into no RAM")?;
+            bytes.extend(&ram.page_bytes(next)[..15]);
+        }
+        let bytes = &bytes[..];
         let mut around = Elsewhere(&mut self.tlb.mirror);
         self.translator.read(key, bytes, block.count, &BTreeSet::new(), &mut around);
         let (mut exits, mut insns) = (Vec::new(), Vec::new());

@@ -23,6 +23,7 @@ use super::blocks::{
     Block, BlockId, BlockKey, Blocks, BuildMix, DecodedId, Exit, ExitId, ExitKind, Incoming, Mode, OUT,
     PageId,
 };
+use super::entered::is_open;
 use super::hot::{CODE_SLOTS, Field, TLB_ENTRIES, code_slot};
 use super::mirror::Mirror;
 use super::moves::{Kind, Moves, is_movable};
@@ -106,6 +107,9 @@ impl Blocks {
         page_id: PageId,
         permits: &mut Permits,
     ) -> Option<BlockId> {
+        if self.get(id).second_page.is_some() {
+            return None;
+        }
         let notes = std::mem::take(&mut self.notes);
         let copy = self.moves_of(&notes, id).and_then(|moves| {
             let slide = key.virt.wrapping_sub(self.get(id).key.virt);
@@ -135,7 +139,6 @@ impl Blocks {
         let ways: SmallVec<[_; 16]> = ways.map(|exit| (exit.insn, exit.kind)).collect();
         let copy = Block {
             key,
-            second_page: None,
             live: true,
             indirect: false,
             exits: exits.start,
@@ -172,7 +175,8 @@ impl Blocks {
             exits: first_exit,
             ..block
         };
-        let mut mend = Mend { arena, distance: &distance, key: &block.key, slide, page_id };
+        let mut mend =
+            Mend { arena, distance: &distance, key: &block.key, slide, page_id, second: None, checks: 0 };
         moves.code().for_each(|(at, kind)| mend.field(to + at, distance.code, kind));
         moves.cold().for_each(|(at, kind)| mend.field(to_cold + at, distance.cold, kind));
         for (insn, kind) in ways {
@@ -207,9 +211,22 @@ pub(super) struct Mend<'a> {
     pub key: &'a BlockKey,
     pub slide: u64,
     pub page_id: PageId,
+    /// That of the page behind it, if the block reaches into that.
+    pub second: Option<PageId>,
+    /// Identities that have been mended: a block looks at its own page first, unless it is entered without looking.
+    pub checks: u8,
 }
 
 impl Mend<'_> {
+    /// Of the page that is looked at in the field to mend: how far it is behind the block's, and its identity.
+    fn page_looked_at(&self) -> (u64, PageId) {
+        let own = !is_open(self.key.mode, self.key.virt) && self.checks == 0;
+        match self.second {
+            Some(second) if !own => (1, second),
+            _ => (0, self.page_id),
+        }
+    }
+
     /// The field at `at`, whose part has moved by `moved`.
     pub fn field(&mut self, at: u32, moved: u32, kind: Kind) {
         let old = u32::from_le_bytes(self.arena.code_at(at, 4).try_into().expect("four bytes"));
@@ -219,13 +236,17 @@ impl Mend<'_> {
             Kind::Across => outside.wrapping_add(self.distance.cold),
             Kind::Own => old.wrapping_add(self.distance.code),
             Kind::Exit => old.wrapping_add(self.distance.exit),
-            Kind::PageId => self.page_id.wrapping_neg(),
+            Kind::PageId => {
+                let (_, id) = self.page_looked_at();
+                self.checks += 1;
+                id.wrapping_neg()
+            }
             Kind::Page => {
                 let slots = CODE_SLOTS as u32;
                 let tables = self.arena.base() + Field::set(self.key.mode.set()) + Field::CODE_PAGE;
                 let slot = outside.wrapping_add(at + 4).wrapping_sub(tables) / 4;
                 debug_assert!(slot < slots);
-                let new = code_slot(self.key.virt >> 12) as u32;
+                let new = code_slot((self.key.virt >> 12).wrapping_add(self.page_looked_at().0)) as u32;
                 outside.wrapping_add(4 * new).wrapping_sub(4 * slot)
             }
             Kind::Slot => {

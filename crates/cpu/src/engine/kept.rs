@@ -167,7 +167,7 @@ impl Kept {
         granted: &Granted,
     ) {
         let Translated { block, code, cold, notes: Some(notes), slides } = translated else { return };
-        if !is_kept(&block.key) {
+        if !is_kept(&block.key) || block.second_page.is_some() {
             return;
         }
         let own = &blocks.exits[block.exits as usize..];

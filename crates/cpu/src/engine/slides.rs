@@ -94,8 +94,16 @@ impl Blocks {
         }
         let [start, cold] = self.starts_of(id);
         let distance = Distance::default();
-        let mut mend =
-            Mend { arena, distance: &distance, key: &key, slide: way.slide(), page_id: way.page_id };
+        let second = block.second_page.map(|page| self.page_id(way.to + 1, page, key.mode));
+        let mut mend = Mend {
+            arena,
+            distance: &distance,
+            key: &key,
+            slide: way.slide(),
+            page_id: way.page_id,
+            second,
+            checks: 0,
+        };
         let stays = |kind: Kind| matches!(kind, Kind::Outside | Kind::Across | Kind::Own | Kind::Exit);
         let in_code = moves.code().map(|(at, kind)| (start + at, kind));
         let in_cold = moves.cold().map(|(at, kind)| (cold + at, kind));
@@ -106,6 +114,9 @@ impl Blocks {
             self.slide_exit(at, way, &mut mend, apart);
         }
         mark!(BlockSlid);
+        if second.is_some() {
+            mark!(SlidOnTwoPages);
+        }
         if !is_open(key.mode, key.virt) {
             self.leave_jump_caches(arena, id);
         }

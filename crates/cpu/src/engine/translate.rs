@@ -207,10 +207,7 @@ impl Translator {
         self.plan = e.finish();
         let host_end = e.asm.here();
         let cold_end = e.cold.here();
-        let notes = match place.second {
-            None => moves::packed(&mut e.asm.notes, &mut e.cold.notes),
-            Some(_) => None,
-        };
+        let notes = moves::packed(&mut e.asm.notes, &mut e.cold.notes);
         let slides = moves::slides(&key, &e.asm.notes, &e.cold.notes);
         let (code, cold) = (e.asm.code, e.cold.code);
         self.decoded = decoded;

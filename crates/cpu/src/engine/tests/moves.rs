@@ -8,7 +8,7 @@ use crate::marks::{Mark, count};
 const ADDRESSES: usize = 20;
 /// Where they are, and, for blocks that are not copied, where addresses that follow from RIP are short.
 pub(super) const FAR: [u64; ADDRESSES] = spread(0x2_0000_0000, 0x613_579b_d000);
-const NEAR: [u64; ADDRESSES] = spread(0x1000_0000, 0x35_7000);
+const NEAR: [u64; ADDRESSES] = spread(0x100000, 0x35_7000);
 pub(super) const PAGES: u64 = 3;
 
 const fn spread(first: u64, step: u64) -> [u64; ADDRESSES] {
@@ -94,6 +94,69 @@ fn copies_do_at_every_address_what_rust_does_there() {
     let before = count(Mark::BlockCopied);
     assert!(run(mirrored(code), &FAR, false) == expected, "mirrored");
     assert!(count(Mark::BlockCopied) > before);
+}
+
+/// An instruction on two pages, whose data is relative to RIP.
+fn crossing(a: &mut CodeAssembler) {
+    let [mut top, mut end, mut data] = std::array::from_fn(|_| a.create_label());
+    a.set_label(&mut top).unwrap();
+    a.mov(r10d, 3).unwrap();
+    a.jmp(end).unwrap();
+    a.db(&[0xcc; 4096 - 3 - 11]).unwrap();
+    a.set_label(&mut end).unwrap();
+    a.add(qword_ptr(data), r10).unwrap();
+    a.add(rax, qword_ptr(data)).unwrap();
+    a.lea(rbx, ptr(end)).unwrap();
+    a.jmp(top).unwrap();
+    a.db(&[0xcc; 4096]).unwrap();
+    a.set_label(&mut data).unwrap();
+    a.db(&[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+}
+
+#[test]
+fn what_reaches_into_the_next_page_is_slid_with_its_own() {
+    let expected = run(program(crossing), &FAR, true);
+    for make in [|| program(crossing), || mirrored(crossing)] {
+        let slid = count(Mark::SlidOnTwoPages);
+        assert!(run(make(), &FAR, false) == expected);
+        assert!(count(Mark::SlidOnTwoPages) > slid);
+    }
+}
+
+/// The page that it reaches into is another one where it comes to.
+#[test]
+fn what_is_behind_the_page_is_looked_at_where_a_block_has_been_slid_to() {
+    const OTHER: u64 = FREE + 0x10_0000;
+    let run = |interpret| {
+        let mut guest = program(crossing);
+        guest.cpu.set_interpret_all(interpret);
+        let mut free = FREE;
+        let next = *guest.board.ram.page_bytes((CODE >> 12) as usize + 1);
+        guest.board.ram.write_page((OTHER >> 12) as usize, 0, &next);
+        // The same displacement but for its upper byte: the data is on the page after the next one.
+        assert!(
+            guest
+                .board
+                .ram
+                .write_u64(GuestPhys(OTHER), u64::from_le_bytes(next[..8].try_into().unwrap()) + 0x1000)
+        );
+        for (n, &virt) in FAR.iter().enumerate() {
+            let second = if n % 2 == 0 { CODE + 0x1000 } else { OTHER };
+            let frames = [CODE, second, CODE + 0x2000, CODE + 0x2000, CODE + 0x2000];
+            (0..).zip(frames).for_each(|(k, phys)| map(&mut guest, virt + k * 0x1000, phys, &mut free));
+        }
+        let mut ends = Vec::new();
+        for &virt in &FAR {
+            let state = guest.cpu.state_mut();
+            (state.rip, state.gpr[gpr::RSP]) = (virt, STACK);
+            let end = guest.cpu.position().count() + 100;
+            assert_eq!(guest.run_to(end), Exit::Limit);
+            let state = guest.cpu.state();
+            ends.push((state.gpr, state.rip, state.cr2));
+        }
+        ends
+    };
+    assert!(run(true) == run(false));
 }
 
 #[test]
