@@ -167,6 +167,9 @@ impl Blocks {
     /// Has a block not be found by the jump caches any more.
     pub fn leave_jump_caches(&self, arena: &Arena, id: BlockId) {
         let block = self.get(id);
+        if !block.indirect {
+            return;
+        }
         let checked = block.checked as u64;
         for_jump_entries(arena, block, |entry, slot| {
             if entry.code == checked {

@@ -15,7 +15,7 @@
 //! forgotten.
 
 use super::arena::Arena;
-use super::blocks::{BlockId, BlockKey, Blocks, Exit, ExitId, ExitKind, PageId};
+use super::blocks::{BlockId, BlockKey, Blocks, DecodedId, Exit, ExitId, ExitKind, PageId};
 use super::copies::{Distance, Mend, Permits};
 use super::entered::is_open;
 use super::moves::{Kind, is_movable};
@@ -131,11 +131,18 @@ impl Blocks {
             ExitKind::Branch { target, mode, .. } if *mode == mend.key.mode && *target >> 12 == way.from => {
                 *target = target.wrapping_add(mend.slide);
             }
-            kind => {
-                let exit = Exit { kind: mend.exit(*kind), ..*exit };
+            ExitKind::Branch { target, field, stub, .. } => {
+                *target = target.wrapping_add(mend.slide);
                 if exit.joined {
+                    mend.arena.patch_jump(*field, *stub);
                     apart.push(ExitId(at));
                 }
+            }
+            ExitKind::Indirect | ExitKind::FastCall | ExitKind::Head => {}
+            ExitKind::Access { across: 0, decoded: DecodedId::NONE, .. }
+            | ExitKind::Interpret { decoded: DecodedId::NONE } => {}
+            kind => {
+                let exit = Exit { kind: mend.exit(*kind), ..*exit };
                 self.put_exit(at, exit);
             }
         }
