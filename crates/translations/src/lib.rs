@@ -40,11 +40,13 @@ use std::time::SystemTime;
 use windows::Windows;
 
 /// Bytes of all segments in a folder, about.
-pub const FOLDER_MAX: u64 = 160 << 20;
+pub const FOLDER_MAX: u64 = 96 << 20;
 /// Bytes that one run adds at most: guests that write code themselves have ever new one.
-pub const ADDED_MAX: u64 = 48 << 20;
+pub const ADDED_MAX: u64 = 40 << 20;
 /// Entries that are worth a segment.
 const WORTH: usize = 100;
+/// Entries of one hash: more are not kept. What never fits does not come to be looked through again and again.
+const SAME_MAX: usize = 12;
 /// Segments that are read: a number of them fits in [`Found`].
 const SEGMENTS_MAX: usize = 62;
 /// The number of what has been added, among segments.
@@ -151,7 +153,9 @@ impl Translations {
     /// Keeps an entry, for this run and later ones, if there is room.
     pub fn add(&mut self, hash: u64, entry: &[u8]) {
         let Some(added) = &mut self.added else { return };
-        if added.bytes() > ADDED_MAX {
+        let upper = (hash >> 32) as u32;
+        let same = self.index.iter_hash(Found::spread(upper)).filter(|found| found.hash == upper);
+        if added.bytes() > ADDED_MAX || same.count() >= SAME_MAX {
             return;
         }
         match added.add(hash, entry) {

@@ -68,6 +68,22 @@ fn the_entry_that_fits_is_found_among_those_of_one_hash() {
 }
 
 #[test]
+fn only_so_many_of_one_hash_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    for _ in 0..3 {
+        let mut run = Translations::open(folder.path(), FINGERPRINT).unwrap();
+        (0..500).for_each(|n| run.add(7 << 32, &entry(n, 10)));
+        (0..200).for_each(|n| run.add(hash(n), &entry(n, 100)));
+        let mut seen = 0;
+        let _: Option<()> = run.find(7 << 32, |_| {
+            seen += 1;
+            None
+        });
+        assert_eq!(seen, SAME_MAX);
+    }
+}
+
+#[test]
 fn little_is_not_worth_a_segment_and_small_ones_are_taken_in() {
     let folder = tempfile::tempdir().unwrap();
     run(folder.path(), 0..WORTH as u64 - 1, 100);

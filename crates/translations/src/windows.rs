@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 /// Bytes that are read together.
 const WINDOW: u64 = 16 << 10;
 /// How many such parts are in memory.
-const WINDOWS: usize = 48;
+const WINDOWS: usize = 32;
 
 pub struct Windows {
     windows: Vec<Vec<u8>>,

@@ -441,6 +441,10 @@ impl Blocks {
     /// Adds a block whose code has been written at [`Self::next_addresses`].
     pub fn add(&mut self, block: Block) -> BlockId {
         let id = self.next_id();
+        assert!(
+            block.end <= self.cold && block.cold_end <= self.end,
+            "whoever adds a block has looked for room"
+        );
         self.next = ((block.end + OUT + 15) & !15) - OUT;
         self.next_cold = block.cold_end;
         let BlockKey { phys, virt, mode, .. } = block.key;
