@@ -14,7 +14,7 @@ use recording::Stopped;
 use std::time::{Duration, Instant};
 
 /// Instructions between two looks at the host: a few milliseconds.
-pub const SLICE: u64 = 4_000_000;
+pub const SLICE: u64 = 8_000_000;
 /// The same for a guest on a network, where a look is a round trip.
 const NETWORK_SLICE: u64 = 500_000;
 /// How long a dying kernel may speak before the run ends, in instructions.

@@ -36,7 +36,7 @@ use what_if::WhatIf;
 pub use what_if::{Change, ChangeError, Over};
 
 /// Instructions between two looks at whether to stop: a few milliseconds.
-const SLICE: u64 = 4_000_000;
+const SLICE: u64 = 8_000_000;
 /// How far before a place that was sought captures are made.
 const NEARBY: [u64; 6] = [128 << 20, 24 << 20, 4 << 20, 512 << 10, 32 << 10, 2 << 10];
 /// How far apart captures are made while running back.

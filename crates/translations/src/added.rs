@@ -1,6 +1,8 @@
 //! What a run adds, in a nameless file that goes with it unless it becomes a segment.
 
+use crate::ADDED;
 use crate::segment::{self, ALIGN, ENTRY_HEAD, ENTRY_MAX, Entry, HEAD, Segment, UNFINISHED};
+use crate::windows::Windows;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -15,15 +17,15 @@ pub struct Added {
     pending: Vec<u8>,
     written: u64,
     index: Vec<Entry>,
-    /// The one read last.
-    entry: Vec<u8>,
+    /// From where on it has grown since `windows` were told.
+    grown_from: Option<u64>,
 }
 
 impl Added {
     /// Nothing yet; the file is on the folder's file system.
     pub fn new(folder: &Path) -> io::Result<Self> {
         let file = tempfile::tempfile_in(folder)?;
-        Ok(Self { file, pending: Vec::new(), written: HEAD as u64, index: Vec::new(), entry: Vec::new() })
+        Ok(Self { file, pending: Vec::new(), written: HEAD as u64, index: Vec::new(), grown_from: None })
     }
 
     /// Bytes of all entries.
@@ -55,21 +57,21 @@ impl Added {
 
     fn write(&mut self) -> io::Result<()> {
         self.file.write_all_at(&self.pending, self.written)?;
+        self.grown_from.get_or_insert(self.written);
         self.written += self.pending.len() as u64;
         self.pending.clear();
         Ok(())
     }
 
-    /// The bytes of the entry at a place, if it is of that hash.
-    pub fn read(&mut self, at: u64, hash: u64) -> Option<&[u8]> {
+    /// The file, in which the entry at a place is now; `windows` have nothing older of it.
+    pub fn file_with(&mut self, at: u64, windows: &mut Windows) -> Option<&File> {
         if at >= self.written {
             self.write().ok()?;
         }
-        let mut head = [0; ENTRY_HEAD];
-        self.file.read_exact_at(&mut head, at).ok()?;
-        self.entry.resize(ENTRY_HEAD + segment::u32_at(&head, 0) as usize, 0);
-        self.file.read_exact_at(&mut self.entry, at).ok()?;
-        segment::whole(&self.entry, hash)
+        if let Some(from) = self.grown_from.take() {
+            windows.forget(ADDED, from);
+        }
+        Some(&self.file)
     }
 
     /// Makes a segment of it and of what others have.

@@ -136,10 +136,11 @@ impl Translations {
         let Self { segments, added, index, windows, .. } = self;
         let upper = (hash >> 32) as u32;
         for found in index.iter_hash(Found::spread(upper)).filter(|found| found.hash == upper) {
-            let entry = match found.segment() {
-                ADDED => added.as_mut().and_then(|added| added.read(found.at(), hash)),
-                number => windows.read(number, &segments[number], found.at(), hash),
+            let file = match found.segment() {
+                ADDED => added.as_mut().and_then(|added| added.file_with(found.at(), windows)),
+                number => Some(segments[number].file()),
             };
+            let entry = file.and_then(|file| windows.read(found.segment(), file, found.at(), hash));
             if let Some(made) = entry.and_then(&mut fit) {
                 if let Some(segment) = segments.get_mut(found.segment()) {
                     segment.has_served = true;

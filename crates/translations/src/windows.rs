@@ -3,7 +3,8 @@
 //! Who starts as the run before did, asks for entries in about the order that they were added in: what is
 //! read of a file serves for those that follow.
 
-use crate::segment::{self, ENTRY_HEAD, ENTRY_MAX, Segment};
+use crate::segment::{self, ENTRY_HEAD, ENTRY_MAX};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 /// Bytes that are read together.
@@ -26,10 +27,10 @@ impl Windows {
         Self { windows: vec![Vec::new(); WINDOWS], tags: [0; WINDOWS], next: 0, entry: Vec::new() }
     }
 
-    /// The bytes of the entry at a place of segment `number`, if they are whole and of that hash.
-    pub fn read(&mut self, number: usize, segment: &Segment, at: u64, hash: u64) -> Option<&[u8]> {
+    /// The bytes of the entry at a place of the file of segment `number`, if they are whole and of that hash.
+    pub fn read(&mut self, number: usize, file: &File, at: u64, hash: u64) -> Option<&[u8]> {
         let offset = (at % WINDOW) as usize;
-        let window = self.window(number, segment, at / WINDOW)?;
+        let window = self.window(number, file, at / WINDOW)?;
         let bytes = self.windows[window].get(offset..)?;
         let head = bytes.first_chunk::<ENTRY_HEAD>()?;
         let end = ENTRY_HEAD + segment::u32_at(head, 0) as usize;
@@ -44,7 +45,7 @@ impl Windows {
         let mut part = at / WINDOW;
         while self.entry.len() < end {
             part += 1;
-            let window = self.window(number, segment, part)?;
+            let window = self.window(number, file, part)?;
             let more = &self.windows[window];
             if more.is_empty() {
                 return None;
@@ -54,8 +55,14 @@ impl Windows {
         segment::whole(&self.entry, hash)
     }
 
+    /// Forgets what has been read of a segment from a place on: it has grown there.
+    pub fn forget(&mut self, number: usize, from: u64) {
+        let grown = tag(number, from / WINDOW)..tag(number + 1, 0);
+        self.tags.iter_mut().filter(|tag| grown.contains(tag)).for_each(|tag| *tag = 0);
+    }
+
     /// The window of part `part` of a segment.
-    fn window(&mut self, number: usize, segment: &Segment, part: u64) -> Option<usize> {
+    fn window(&mut self, number: usize, file: &File, part: u64) -> Option<usize> {
         let tag = tag(number, part);
         if let Some(known) = self.tags.iter().position(|known| *known == tag) {
             return Some(known);
@@ -66,7 +73,7 @@ impl Windows {
         bytes.resize(WINDOW as usize, 0);
         let mut got = 0;
         loop {
-            match segment.file().read_at(&mut bytes[got..], part * WINDOW + got as u64).ok()? {
+            match file.read_at(&mut bytes[got..], part * WINDOW + got as u64).ok()? {
                 0 => break,
                 more => got += more,
             }
