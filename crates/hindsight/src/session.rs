@@ -12,7 +12,7 @@ use crate::keyboard::Input;
 use crate::progress::Progress;
 use crate::stop::Stop;
 use crate::summary::{Exit, RecordFigures, ReplayFigures};
-use crate::values::{Forward, Net, Pos};
+use crate::values::{Forward, Net, Pos, TranslationsIn};
 use guest::job::Job;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
@@ -75,6 +75,11 @@ impl GuestPlan {
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(path).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))
+}
+
+/// What nobody has chosen otherwise; translated code is kept in the user's cache.
+pub fn usual_tuning() -> Tuning {
+    Tuning { translations: TranslationsIn::folder(None), ..Tuning::default() }
 }
 
 /// The host's side of a running guest.

@@ -23,7 +23,7 @@ use crate::branch::{Difference, Past};
 use crate::capture::{CannotRestore, Capture, Keeper, Seen};
 use crate::checkpointing::bring_back;
 use crate::replay::{Trouble, checked_guest, end_of, gate_from};
-use crate::{Divergence, ReplayError, Session, Tuning};
+use crate::{Divergence, ReplayError, SLICE, Session, Tuning};
 use base::{GuestPhys, GuestVirt, PAGE_SIZE, Position};
 use cpu::walk;
 use machine::{Gate, Moment, Stop};
@@ -35,8 +35,6 @@ use watching::Watching;
 use what_if::WhatIf;
 pub use what_if::{Change, ChangeError, Over};
 
-/// Instructions between two looks at whether to stop: a few milliseconds.
-const SLICE: u64 = 8_000_000;
 /// How far before a place that was sought captures are made.
 const NEARBY: [u64; 6] = [128 << 20, 24 << 20, 4 << 20, 512 << 10, 32 << 10, 2 << 10];
 /// How far apart captures are made while running back.

@@ -63,11 +63,6 @@ struct Found {
 const PLACE_BITS: u32 = 26;
 
 impl Found {
-    fn new(hash: u64, segment: usize, at: u64) -> Option<Self> {
-        let units = u32::try_from(at / segment::ALIGN).ok().filter(|units| units >> PLACE_BITS == 0)?;
-        Some(Self { hash: (hash >> 32) as u32, place: (segment as u32) << PLACE_BITS | units })
-    }
-
     fn segment(self) -> usize {
         (self.place >> PLACE_BITS) as usize
     }
@@ -77,8 +72,32 @@ impl Found {
     }
 
     /// The table needs no more than the upper bits: they are spread over all.
-    fn spread(hash: u32) -> u64 {
-        u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    fn spread(&self) -> u64 {
+        spread(self.hash)
+    }
+}
+
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Where all entries are.
+struct Index(HashTable<Found>);
+
+impl Index {
+    /// Notes an entry, unless it is too far behind its segment's beginning.
+    fn add(&mut self, segment: usize, Entry { hash, at }: Entry) {
+        let units = u32::try_from(at / segment::ALIGN).ok().filter(|units| units >> PLACE_BITS == 0);
+        if let Some(units) = units {
+            let found = Found { hash: (hash >> 32) as u32, place: (segment as u32) << PLACE_BITS | units };
+            self.0.insert_unique(found.spread(), found, Found::spread);
+        }
+    }
+
+    /// Entries that may be of a hash.
+    fn of(&self, hash: u64) -> impl Iterator<Item = Found> {
+        let upper = (hash >> 32) as u32;
+        self.0.iter_hash(spread(upper)).copied().filter(move |found| found.hash == upper)
     }
 }
 
@@ -106,7 +125,7 @@ pub struct Translations {
     /// The largest first.
     segments: Vec<Segment>,
     added: Option<Added>,
-    index: HashTable<Found>,
+    index: Index,
     windows: Windows,
 }
 
@@ -117,15 +136,13 @@ impl Translations {
     /// As of [`prepare`]; or the folder cannot be read.
     pub fn open(folder: &Path, fingerprint: u64) -> io::Result<Self> {
         prepare(folder)?;
-        let mut segments = segment::all(folder, fingerprint)?;
-        segments.truncate(SEGMENTS_MAX);
-        let mut index = HashTable::with_capacity(segments.iter().map(Segment::count).sum());
-        for (number, segment) in segments.iter().enumerate() {
-            for Entry { hash, at } in segment.entries().unwrap_or_default() {
-                if let Some(found) = Found::new(hash, number, at) {
-                    index.insert_unique(Found::spread(found.hash), found, |found| Found::spread(found.hash));
-                }
-            }
+        let mut found = segment::all(folder, fingerprint)?;
+        found.truncate(SEGMENTS_MAX);
+        let mut index = Index(HashTable::with_capacity(found.iter().map(|(_, entries)| entries.len()).sum()));
+        let mut segments = Vec::with_capacity(found.len());
+        for (segment, entries) in found {
+            entries.into_iter().for_each(|entry| index.add(segments.len(), entry));
+            segments.push(segment);
         }
         let added = Added::new(folder).ok();
         Ok(Self { folder: folder.into(), fingerprint, segments, added, index, windows: Windows::new() })
@@ -134,8 +151,7 @@ impl Translations {
     /// What `fit` makes of the first entry of that hash that it makes something of.
     pub fn find<T>(&mut self, hash: u64, mut fit: impl FnMut(&[u8]) -> Option<T>) -> Option<T> {
         let Self { segments, added, index, windows, .. } = self;
-        let upper = (hash >> 32) as u32;
-        for found in index.iter_hash(Found::spread(upper)).filter(|found| found.hash == upper) {
+        for found in index.of(hash) {
             let file = match found.segment() {
                 ADDED => added.as_mut().and_then(|added| added.file_with(found.at(), windows)),
                 number => Some(segments[number].file()),
@@ -154,18 +170,11 @@ impl Translations {
     /// Keeps an entry, for this run and later ones, if there is room.
     pub fn add(&mut self, hash: u64, entry: &[u8]) {
         let Some(added) = &mut self.added else { return };
-        let upper = (hash >> 32) as u32;
-        let same = self.index.iter_hash(Found::spread(upper)).filter(|found| found.hash == upper);
-        if added.bytes() > ADDED_MAX || same.count() >= SAME_MAX {
+        if added.bytes() > ADDED_MAX || self.index.of(hash).count() >= SAME_MAX {
             return;
         }
         match added.add(hash, entry) {
-            Ok(at) => {
-                if let Some(found) = Found::new(hash, ADDED, at) {
-                    self.index
-                        .insert_unique(Found::spread(found.hash), found, |found| Found::spread(found.hash));
-                }
-            }
+            Ok(at) => self.index.add(ADDED, Entry { hash, at }),
             Err(_) => self.added = None,
         }
     }

@@ -47,8 +47,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// `None` if it is for another fingerprint, or damaged.
-    fn open(path: PathBuf, fingerprint: u64) -> Option<Self> {
+    /// With its index, which it does not keep in memory; `None` if it is for another fingerprint, or damaged.
+    fn open(path: PathBuf, fingerprint: u64) -> Option<(Self, Vec<Entry>)> {
         let file = File::open(&path).ok()?;
         let mut head = [0; HEAD];
         file.read_exact_at(&mut head, 0).ok()?;
@@ -57,22 +57,14 @@ impl Segment {
             return None;
         }
         let segment = Self { path, file, index_at, index_checksum, has_served: false };
-        segment.entries().is_some().then_some(segment)
+        let entries = segment.entries()?;
+        Some((segment, entries))
     }
 
-    /// Bytes of the index.
-    fn index_bytes(&self) -> Option<usize> {
-        usize::try_from(self.file.metadata().ok()?.len().checked_sub(self.index_at)?).ok()
-    }
-
-    /// How many entries there are.
-    pub fn count(&self) -> usize {
-        self.index_bytes().unwrap_or(0) / INDEX_BYTES
-    }
-
-    /// The index. It is not kept in memory.
+    /// The index.
     pub fn entries(&self) -> Option<Vec<Entry>> {
-        let mut bytes = vec![0; self.index_bytes()?];
+        let len = self.file.metadata().ok()?.len().checked_sub(self.index_at)?;
+        let mut bytes = vec![0; usize::try_from(len).ok()?];
         self.file.read_exact_at(&mut bytes, self.index_at).ok()?;
         if crc32fast::hash(&bytes) != self.index_checksum {
             return None;
@@ -128,15 +120,15 @@ pub fn name(fingerprint: u64) -> String {
     format!("{fingerprint:016x}-{:x}-{:x}{SUFFIX}", now.as_nanos(), std::process::id())
 }
 
-/// The segments of a folder for a fingerprint, the largest first.
-pub fn all(folder: &Path, fingerprint: u64) -> io::Result<Vec<Segment>> {
+/// The segments of a folder for a fingerprint with their indices, the largest first.
+pub fn all(folder: &Path, fingerprint: u64) -> io::Result<Vec<(Segment, Vec<Entry>)>> {
     let prefix = format!("{fingerprint:016x}-");
     let ours = files(folder)?.into_iter().filter(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         name.starts_with(&prefix) && has_suffix(path, SUFFIX)
     });
     let mut segments: Vec<_> = ours.filter_map(|path| Segment::open(path, fingerprint)).collect();
-    segments.sort_by_key(|segment| std::cmp::Reverse(segment.bytes()));
+    segments.sort_by_key(|(segment, _)| std::cmp::Reverse(segment.bytes()));
     Ok(segments)
 }
 

@@ -17,6 +17,7 @@
 use super::arena::{Arena, want_large_pages};
 use super::classify::Class;
 use super::hot::SPREAD;
+use super::regs;
 use super::sheets::{CodePage, Keys};
 use crate::marks::mark;
 use base::PAGE_SIZE;
@@ -116,6 +117,13 @@ pub struct BlockKey {
     pub shares: bool,
 }
 
+impl BlockKey {
+    /// Whether it is of blocks as long as they come, whose accesses may share checks.
+    pub fn is_whole(&self) -> bool {
+        self.shares && u64::from(self.limit) == regs::MAX_BLOCK
+    }
+}
+
 /// Index of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct BlockId(pub u32);
@@ -174,7 +182,7 @@ const BEGINS: usize = 1 << 20;
 pub const HOST_FAULT: u32 = u32::MAX;
 
 /// Where one instruction of a block begins.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Insn {
     /// Bytes from the block's first guest byte: less than 0 or less than the one before where a
     /// jump was followed.

@@ -33,7 +33,7 @@ use base::PAGE_SIZE;
 use smallvec::SmallVec;
 use std::collections::HashSet;
 
-/// Blocks copied together.
+/// Blocks brought together.
 const TOGETHER_MAX: usize = 48;
 /// What an address has beyond its page's.
 const OFFSET: u64 = PAGE_SIZE as u64 - 1;
@@ -46,13 +46,17 @@ pub(super) struct Permits<'a> {
 }
 
 impl Permits<'_> {
+    /// Whether one of the instructions at these addresses is translated with a check.
+    pub fn has_checked(&self, mut addresses: impl Iterator<Item = u64>) -> bool {
+        !self.checked.is_empty() && addresses.any(|virt| self.checked.contains(&virt))
+    }
+
     pub fn allow(&mut self, blocks: &Blocks, id: BlockId, moves: Moves, arena: &Arena, slide: u64) -> bool {
         let block = blocks.get(id);
         if !block.key.mode.has(Mode::MIRRORED) {
             return true;
         }
-        let mut starts = (0..block.count).map(|k| blocks.virt_of(id, k).wrapping_add(slide));
-        if !self.checked.is_empty() && starts.any(|virt| self.checked.contains(&virt)) {
+        if self.has_checked((0..block.count).map(|k| blocks.virt_of(id, k).wrapping_add(slide))) {
             return false;
         }
         let start = block.checked - OUT;
@@ -187,7 +191,7 @@ impl Blocks {
     }
 
     /// The key of what an exit jumps to, if that is on the same page.
-    pub(super) fn leads_on_page(&self, exit: ExitId) -> Option<BlockKey> {
+    fn leads_on_page(&self, exit: ExitId) -> Option<BlockKey> {
         let Exit { block, kind, .. } = self.exits[exit.0 as usize];
         let ExitKind::Branch { target, mode, .. } = kind else { return None };
         let from = self.get(block).key;
@@ -302,28 +306,37 @@ impl Vcpu {
         let page_id = self.blocks.page_id(key.virt >> 12, key.phys >> 12, key.mode);
         let slide = key.virt.wrapping_sub(self.blocks.get(from).key.virt);
         let first = self.copy(from, key, page_id)?;
-        let mut open = vec![(from, first)];
-        let mut copies = 1;
-        while let Some((from, to)) = open.pop() {
-            let ways = self.blocks.exits_of(from).zip(self.blocks.exits_of(to));
-            for (way, new_way) in ways {
-                let Some(there) = self.blocks.leads_on_page(ExitId(way)) else { continue };
-                let Some(block) = self.blocks.find(&there) else { continue };
-                let here = BlockKey { virt: there.virt.wrapping_add(slide), ..there };
-                let next = match self.blocks.find(&here) {
+        self.bring_along(first, |vcpu, here| {
+            let there = BlockKey { virt: here.virt.wrapping_sub(slide), ..here };
+            vcpu.copy(vcpu.blocks.find(&there)?, here, page_id)
+        });
+        Some(first)
+    }
+
+    /// Links what a new block leads to on its page, and so on; what is not there yet is brought by `bring`.
+    pub(super) fn bring_along(
+        &mut self,
+        first: BlockId,
+        mut bring: impl FnMut(&mut Self, BlockKey) -> Option<BlockId>,
+    ) {
+        let mut open = vec![first];
+        let mut brought = 1;
+        while let Some(from) = open.pop() {
+            for way in self.blocks.exits_of(from).map(ExitId) {
+                let Some(key) = self.blocks.leads_on_page(way) else { continue };
+                let next = match self.blocks.find(&key) {
                     Some(next) => next,
-                    None if copies < TOGETHER_MAX => {
-                        let Some(copy) = self.copy(block, here, page_id) else { continue };
-                        copies += 1;
-                        open.push((block, copy));
-                        copy
+                    None if brought < TOGETHER_MAX => {
+                        let Some(next) = bring(self, key) else { continue };
+                        brought += 1;
+                        open.push(next);
+                        next
                     }
                     None => continue,
                 };
-                self.blocks.link(&mut self.arena, ExitId(new_way), next);
+                self.blocks.link(&mut self.arena, way, next);
             }
         }
-        Some(first)
     }
 
     pub(super) fn copy(&mut self, from: BlockId, key: BlockKey, page_id: PageId) -> Option<BlockId> {

@@ -5,7 +5,6 @@ use super::kept::Granted;
 use super::mirror::Mirror;
 use super::moves::is_movable;
 use super::profile::{self, Work};
-use super::regs;
 use super::tlb::Mapping;
 use super::translate::{Place, Surroundings, Translator};
 use super::vcpu::Vcpu;
@@ -148,7 +147,7 @@ impl Vcpu {
         };
         let mut surroundings = Around {
             key,
-            whole: key.shares && u64::from(key.limit) == regs::MAX_BLOCK,
+            whole: key.is_whole(),
             covered: self.blocks.lines_of(phys.page()),
             blocks: &self.blocks,
             checked: &self.mirroring.checked,

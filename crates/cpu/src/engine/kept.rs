@@ -15,10 +15,9 @@
 //! Kept are whole blocks of one page, as they were when just translated, without their jumps linked. With debug
 //! assertions each one that comes back is compared with its translation.
 
-use super::blocks::{Block, BlockId, BlockKey, Blocks, ExitId, ExitKind, Incoming, Insn, Mode};
-use super::copies::Origin;
+use super::blocks::{Block, BlockId, BlockKey, Blocks, ExitKind, Incoming, Insn, Mode};
+use super::copies::{Origin, Permits};
 use super::moves::{Kind, Moves, is_in_kernel, is_kernels, is_movable};
-use super::regs;
 use super::translate::{Place, Translated};
 use super::vcpu::Vcpu;
 use crate::Bus;
@@ -37,8 +36,6 @@ const FOUND_BY: usize = 16;
 
 /// An instruction's two numbers.
 const INSN_BYTES: usize = 4;
-/// Blocks taken together.
-const TOGETHER_MAX: usize = 64;
 
 /// What was asked of the mirror while a block was read.
 #[derive(Default)]
@@ -138,11 +135,6 @@ pub(super) struct Kept {
     compare: bool,
 }
 
-/// Whether blocks of a key are kept.
-fn is_kept(key: &BlockKey) -> bool {
-    key.shares && u64::from(key.limit) == regs::MAX_BLOCK
-}
-
 /// What the block of a key, in a page that holds `page`, is found by.
 fn hash(key: &BlockKey, page: &[u8]) -> u64 {
     let at = key.phys as usize % PAGE_SIZE;
@@ -167,7 +159,7 @@ impl Kept {
         granted: &Granted,
     ) {
         let Translated { block, code, cold, notes: Some(notes), slides } = translated else { return };
-        if !is_kept(&block.key) || block.second_page.is_some() {
+        if !block.key.is_whole() || block.second_page.is_some() {
             return;
         }
         let own = &blocks.exits[block.exits as usize..];
@@ -243,50 +235,33 @@ impl Vcpu {
     /// leads to, as a copy comes (see [`super::copies`]).
     pub(super) fn kept_block(&mut self, bus: &mut dyn Bus, key: BlockKey, index: usize) -> Option<BlockId> {
         let first = self.take_kept(bus, key, index)?;
-        let mut open = vec![first];
-        let mut taken = 1;
-        while let Some(from) = open.pop() {
-            for way in self.blocks.exits_of(from).map(ExitId) {
-                let Some(there) = self.blocks.leads_on_page(way) else { continue };
-                let next = match self.blocks.find(&there) {
-                    Some(next) => next,
-                    None if taken < TOGETHER_MAX => {
-                        let Some(next) = self.take_kept(bus, there, index) else { continue };
-                        taken += 1;
-                        open.push(next);
-                        next
-                    }
-                    None => continue,
-                };
-                self.blocks.link(&mut self.arena, way, next);
-            }
-        }
+        self.bring_along(first, |vcpu, key| vcpu.take_kept(bus, key, index));
         Some(first)
     }
 
     fn take_kept(&mut self, bus: &mut dyn Bus, key: BlockKey, index: usize) -> Option<BlockId> {
         let Self { kept: Some(kept), blocks, arena, tlb, mirroring, .. } = self else { return None };
-        if !is_kept(&key) || !self.debugging.breakpoints.is_empty() || !blocks.has_room() {
+        if !key.is_whole() || !self.debugging.breakpoints.is_empty() || !blocks.has_room() {
             return None;
         }
         let page = bus.ram().page_bytes(index);
-        let page_id = blocks.page_id(key.virt >> 12, key.phys >> 12, key.mode);
-        let (block, special) = kept.translations.find(hash(&key, page), |bytes| {
+        let (block, page_id, special) = kept.translations.find(hash(&key, page), |bytes| {
             let entry: Entry = postcard::from_bytes(bytes).ok()?;
             let moves = Moves::of(entry.notes)?;
             let slide = entry.slide_to(&key, page, moves)?;
             let starts = entry.insns().take(usize::from(entry.count));
-            let mut starts = starts.map(|insn| key.virt.wrapping_add_signed(insn.delta.into()));
-            if !mirroring.checked.is_empty() && starts.any(|virt| mirroring.checked.contains(&virt)) {
+            let permits = Permits { mirror: &mut tlb.mirror, checked: &mirroring.checked };
+            if permits.has_checked(starts.map(|insn| key.virt.wrapping_add_signed(insn.delta.into()))) {
                 return None;
             }
             // One that does not follow from where the code is, is below 4 GiB.
             let claimed =
                 |virt: u64| if virt > u64::from(u32::MAX) { virt.wrapping_add(slide) } else { virt };
-            if !entry.claims.iter().all(|virt| tlb.mirror.claim(claimed(*virt))) {
+            if !entry.claims.iter().all(|virt| permits.mirror.claim(claimed(*virt))) {
                 return None;
             }
             blocks.make_room_at(arena, &key);
+            let page_id = blocks.page_id(key.virt >> 12, key.phys >> 12, key.mode);
             let (to, to_cold) = blocks.next_addresses();
             arena.write_code(to, entry.code);
             arena.write_code(to_cold, entry.cold);
@@ -296,7 +271,7 @@ impl Vcpu {
                 block.notes = blocks.keep_notes(entry.notes);
             }
             let origin = Origin { parts: entry.from, moves, slide, page_id };
-            Some((blocks.settle(arena, block, &origin, &entry.ways), entry.special))
+            Some((blocks.settle(arena, block, &origin, &entry.ways), page_id, entry.special))
         })?;
         mark!(BlockKept);
         self.statistics.blocks_kept += 1;

@@ -18,7 +18,6 @@
 //! Code that depends on its guest address in any other way is *pinned*, and never copied for another one.
 
 use super::blocks::{BlockKey, Mode};
-use super::regs;
 use std::ops::Range;
 
 /// Where blocks that are copied may be: where every address that follows from RIP takes 64 bits.
@@ -101,24 +100,15 @@ impl Notes {
         self.fixed32 |= !relative && is_short;
         self.pinned |= !relative && !is_short;
     }
-
-    /// Whether the code serves at other guest addresses, as its key may be there.
-    fn slides(&self, key: &BlockKey) -> bool {
-        let programs = is_movable(key) && !self.virt32;
-        programs || is_kernels(key) && !self.virt64 && !(self.virt32 && self.fixed32)
-    }
 }
 
 /// Whether code of `key` with these notes, about it and its cold part, serves at other guest addresses.
 pub fn slides(key: &BlockKey, code: &Notes, cold: &Notes) -> bool {
-    let both = Notes {
-        list: Vec::new(),
-        pinned: code.pinned || cold.pinned,
-        virt64: code.virt64 || cold.virt64,
-        virt32: code.virt32 || cold.virt32,
-        fixed32: code.fixed32 || cold.fixed32,
-    };
-    !both.pinned && both.slides(key)
+    let either = |has: fn(&Notes) -> bool| has(code) || has(cold);
+    let (virt64, virt32) = (either(|notes| notes.virt64), either(|notes| notes.virt32));
+    let programs = is_movable(key) && !virt32;
+    let kernels = is_kernels(key) && !virt64 && !(virt32 && either(|notes| notes.fixed32));
+    (programs || kernels) && !either(|notes| notes.pinned)
 }
 
 /// What to mend in a copy of a block: notes about its code, and behind them those about its cold part.
@@ -191,16 +181,12 @@ fn unpack(packed: &[u8]) -> impl Iterator<Item = (u32, Kind)> {
 
 /// Whether blocks of that key can be copies, and be copied.
 pub fn is_movable(key: &BlockKey) -> bool {
-    is_whole(key) && key.mode.has(Mode::USER) && ADDRESSES.contains(&key.virt)
+    key.mode.is64() && key.is_whole() && key.mode.has(Mode::USER) && ADDRESSES.contains(&key.virt)
 }
 
 /// Whether blocks of that key are the kernel's, which may have been at another address when it started before.
 pub fn is_kernels(key: &BlockKey) -> bool {
-    is_whole(key) && !key.mode.has(Mode::USER) && KERNEL.contains(&key.virt)
-}
-
-fn is_whole(key: &BlockKey) -> bool {
-    key.mode.is64() && key.shares && u64::from(key.limit) == regs::MAX_BLOCK
+    key.mode.is64() && key.is_whole() && !key.mode.has(Mode::USER) && KERNEL.contains(&key.virt)
 }
 
 /// Whether an address may be in 32-bit fields of the kernel's code, with some bytes before and behind it.

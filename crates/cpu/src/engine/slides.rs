@@ -128,12 +128,10 @@ impl Blocks {
     fn slide_exit(&mut self, at: u32, way: Way, mend: &mut Mend, apart: &mut Vec<ExitId>) {
         let exit = &mut self.exits[at as usize];
         match &mut exit.kind {
-            ExitKind::Branch { target, mode, .. } if *mode == mend.key.mode && *target >> 12 == way.from => {
+            ExitKind::Branch { target, mode, field, stub } => {
+                let same_sheet = *mode == mend.key.mode && *target >> 12 == way.from;
                 *target = target.wrapping_add(mend.slide);
-            }
-            ExitKind::Branch { target, field, stub, .. } => {
-                *target = target.wrapping_add(mend.slide);
-                if exit.joined {
+                if exit.joined && !same_sheet {
                     mend.arena.patch_jump(*field, *stub);
                     apart.push(ExitId(at));
                 }

@@ -6,15 +6,14 @@ use crate::cli::{Clock, CpuModel, Demo, OnReset};
 use crate::failure::Failure;
 use crate::library;
 use crate::progress::Progress;
-use crate::session::{GuestPlan, Machine, Outcome, machine};
+use crate::session::{GuestPlan, Machine, Outcome, machine, usual_tuning};
 use crate::summary::{Exit, NoFigures, RecordFigures, Summary};
-use crate::values::{ConsoleTo, Net, Pos, TranslationsIn};
+use crate::values::{ConsoleTo, Net, Pos};
 use guest::job::{Job, Mode};
 use guest::{Cache, Flavour, SmallGuest};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use timeline::Tuning;
 
 /// What the guest does: compress, hash, fork, sort, and talk to itself over the network.
 const WORK: &str = r#"
@@ -46,7 +45,7 @@ pub fn demo(options: &Demo) -> Result<u8, Failure> {
     let console = if options.json { ConsoleTo::None } else { ConsoleTo::Stdio };
 
     say("Recording a Debian guest at work:")?;
-    let (live, host) = Live::begin(&console, Seat::Nobody, options.timeout, tuning())?;
+    let (live, host) = Live::begin(&console, Seat::Nobody, options.timeout, usual_tuning())?;
     let begun = Instant::now();
     let (recorded, figures) = machine().record(&plan(guest), &folder.0, host)?;
     let wall = begun.elapsed();
@@ -64,7 +63,7 @@ pub fn demo(options: &Demo) -> Result<u8, Failure> {
     let mut replays = Vec::new();
     let mut hashes_checked = 0;
     for _ in 0..2 {
-        let (live, host) = Live::begin(&ConsoleTo::None, Seat::Nobody, options.timeout, tuning())?;
+        let (live, host) = Live::begin(&ConsoleTo::None, Seat::Nobody, options.timeout, usual_tuning())?;
         let begun = Instant::now();
         let (replayed, figures) = machine().replay(&folder.0, Pos::End, false, host)?;
         replays.push(begun.elapsed());
@@ -125,11 +124,6 @@ fn grouped(number: u64) -> String {
         text.push(digit);
     }
     text
-}
-
-/// The usual one.
-fn tuning() -> Tuning {
-    Tuning { translations: TranslationsIn::folder(None), ..Tuning::default() }
 }
 
 /// The demo's recording, which goes away with the value.

@@ -5,9 +5,8 @@ use crate::console::Console;
 use crate::failure::Failure;
 use crate::keyboard;
 use crate::progress::Progress;
-use crate::session::HostSide;
+use crate::session::{HostSide, usual_tuning};
 use crate::stop::Stop;
-use crate::values::TranslationsIn;
 use recording::{Contents, HashCache, Info, Integrity, Manifest, Recording};
 use std::fmt::Write;
 use std::path::Path;
@@ -120,8 +119,7 @@ pub fn pack(path: &Path, output: &Path, progress: &Progress) -> Result<(), Failu
         progress.line("replaying to find the disk blocks it needs");
         let stop = Stop::new();
         stop.on_signals()?;
-        let translations = TranslationsIn::folder(None);
-        let tuning = timeline::Tuning { translations, ..timeline::Tuning::default() };
+        let tuning = usual_tuning();
         let host = HostSide {
             input: keyboard::silent(),
             console: Console::none(),
