@@ -39,10 +39,11 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use windows::Windows;
 
-/// Bytes of all segments in a folder, about.
-pub const FOLDER_MAX: u64 = 96 << 20;
-/// Bytes that one run adds at most: guests that write code themselves have ever new one.
-pub const ADDED_MAX: u64 = 40 << 20;
+/// Bytes of all segments in a folder, about: some distributions' boots and programs, at 100 MB each.
+pub const FOLDER_MAX: u64 = 384 << 20;
+/// Bytes that one run adds at most: guests that write code themselves have ever new one. What a boot to a login
+/// and some programs translate has to fit, or only every third run finds what the first has translated.
+pub const ADDED_MAX: u64 = 160 << 20;
 /// Entries that are worth a segment.
 const WORTH: usize = 100;
 /// Entries of one hash: more are not kept. What never fits does not come to be looked through again and again.

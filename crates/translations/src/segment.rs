@@ -26,6 +26,8 @@ const ABANDONED: Duration = Duration::from_secs(3600);
 /// What stands before an entry's bytes.
 pub const ENTRY_HEAD: usize = 16;
 const INDEX_BYTES: usize = 16;
+/// Lines of an index that are read and written together.
+const LINES: usize = 4096;
 /// The longest entry, with what stands before it.
 pub const ENTRY_MAX: usize = 1 << 20;
 
@@ -64,13 +66,19 @@ impl Segment {
     /// The index.
     pub fn entries(&self) -> Option<Vec<Entry>> {
         let len = self.file.metadata().ok()?.len().checked_sub(self.index_at)?;
-        let mut bytes = vec![0; usize::try_from(len).ok()?];
-        self.file.read_exact_at(&mut bytes, self.index_at).ok()?;
-        if crc32fast::hash(&bytes) != self.index_checksum {
-            return None;
+        let mut entries = Vec::with_capacity(usize::try_from(len).ok()? / INDEX_BYTES);
+        let mut checksum = crc32fast::Hasher::new();
+        let mut part = vec![0; LINES * INDEX_BYTES];
+        let mut done = 0;
+        while done < len {
+            let part = &mut part[..((len - done) as usize).min(LINES * INDEX_BYTES)];
+            self.file.read_exact_at(part, self.index_at + done).ok()?;
+            checksum.update(part);
+            let lines = part.chunks_exact(INDEX_BYTES);
+            entries.extend(lines.map(|line| Entry { hash: u64_at(line, 0), at: u64_at(line, 8) }));
+            done += part.len() as u64;
         }
-        let lines = bytes.chunks_exact(INDEX_BYTES);
-        Some(lines.map(|line| Entry { hash: u64_at(line, 0), at: u64_at(line, 8) }).collect())
+        (checksum.finalize() == self.index_checksum).then_some(entries)
     }
 
     pub fn file(&self) -> &File {
@@ -103,14 +111,20 @@ pub fn whole(entry: &[u8], hash: u64) -> Option<&[u8]> {
 
 /// Writes a segment's head and index around the entries, which have been or will be written.
 pub fn complete(file: &File, fingerprint: u64, index_at: u64, index: &[Entry]) -> io::Result<()> {
-    let lines = index.iter().flat_map(|entry| [entry.hash.to_le_bytes(), entry.at.to_le_bytes()]);
-    let lines: Vec<u8> = lines.flatten().collect();
-    file.write_all_at(&lines, index_at)?;
+    let mut checksum = crc32fast::Hasher::new();
+    let mut end = index_at;
+    for part in index.chunks(LINES) {
+        let lines = part.iter().flat_map(|entry| [entry.hash.to_le_bytes(), entry.at.to_le_bytes()]);
+        let lines: Vec<u8> = lines.flatten().collect();
+        file.write_all_at(&lines, end)?;
+        checksum.update(&lines);
+        end += lines.len() as u64;
+    }
     let mut head = [0; HEAD];
     head[..8].copy_from_slice(&MAGIC);
     head[8..16].copy_from_slice(&fingerprint.to_le_bytes());
     head[16..24].copy_from_slice(&index_at.to_le_bytes());
-    head[24..28].copy_from_slice(&crc32fast::hash(&lines).to_le_bytes());
+    head[24..28].copy_from_slice(&checksum.finalize().to_le_bytes());
     file.write_all_at(&head, 0)
 }
 
