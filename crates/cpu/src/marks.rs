@@ -155,6 +155,8 @@ marks! {
     BesideWatched,
     /// One to an entry of a page table of which nothing is cached.
     TableWrittenInVain,
+    /// Such stores that translated code had made by itself.
+    TableStoresMade,
     /// A store to a page table acted on before it is made.
     TableWrittenAhead,
     /// A store to a page of code or page tables.

@@ -104,6 +104,7 @@ fn random_programs_do_in_the_engine_what_they_do_on_the_host() {
         Mark::GroupGivenUp,
         Mark::BesideWatched,
         Mark::TableWrittenInVain,
+        Mark::TableStoresMade,
         Mark::TableWrittenAhead,
         Mark::MirrorMended,
         Mark::MirrorUnmapped,

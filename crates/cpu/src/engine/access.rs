@@ -19,11 +19,12 @@
 
 use super::blocks::{BlockId, BlockKey, Exit as BlockExit, ExitId, ExitKind, Mode};
 use super::bounce::{check_vector_alignment, must_be_aligned};
+use super::hot::KERNEL;
 use super::interpret::waits_for_x87;
 use super::profile::{self, Work};
 use super::run::Next;
 use super::strings::Shape;
-use super::tlb::{Mapping, Touched};
+use super::tlb::{Mapping, Touched, is_upper};
 use super::vcpu::{Miss, Vcpu};
 use super::x87;
 use crate::Bus;
@@ -225,6 +226,8 @@ impl Vcpu {
             if !whole {
                 return None;
             }
+            let virt = GuestVirt(wanted.linear);
+            self.tlb.hide_table(&self.arena, virt, page);
             if self.tlb.table_written_in_vain(page, offset, wanted.size, old) {
                 mark!(TableWrittenInVain);
             } else {
@@ -240,7 +243,19 @@ impl Vcpu {
             }
         }
         bus.ram().mark_dirty(page);
+        if self.blocks.get(block).key.mode.set() == KERNEL && is_upper(wanted.linear) {
+            self.show_table(bus, GuestVirt(wanted.linear), page);
+        }
         Some(bus.ram().host_page(page) as u64 + offset as u64)
+    }
+
+    /// Shows translated code the page at `virt`, which has a page table, for stores that are in vain.
+    fn show_table(&mut self, bus: &mut dyn Bus, virt: GuestVirt, page: usize) {
+        let state = &self.hot().state;
+        let long = state.long_mode();
+        let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, true)) else { return };
+        let mapping = Mapping { entries: &found.entries[..found.levels], long };
+        self.tlb.show_table(&self.arena, bus.ram(), virt, page, &mapping);
     }
 
     /// Fills the TLB for what a string instruction is about to access that has a thunk, which works only

@@ -128,6 +128,11 @@ impl BlockKey {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct BlockId(pub u32);
 
+/// Bits of an exit's number in the word that says which way translated code has left; see `table_stores` for the rest.
+pub const EXIT_BITS: u32 = 24;
+/// Exits there may be: those of one more block have to fit.
+const EXITS_MAX: usize = (1 << EXIT_BITS) - (1 << 12);
+
 /// Index of an exit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ExitId(pub u32);
@@ -179,7 +184,7 @@ pub const OUT: u32 = 5;
 const BEGINS: usize = 1 << 20;
 
 /// The exit index that stands for a host fault.
-pub const HOST_FAULT: u32 = u32::MAX;
+pub const HOST_FAULT: u32 = (1 << EXIT_BITS) - 1;
 
 /// Where one instruction of a block begins.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -353,7 +358,7 @@ impl Blocks {
     /// Whether a block of any size may still be added.
     pub fn has_room(&self) -> bool {
         let room = (self.cold - self.next).min(self.end - self.next_cold);
-        room > 64 << 10 && self.page_ids.len() < PAGE_IDS_MAX
+        room > 64 << 10 && self.page_ids.len() < PAGE_IDS_MAX && self.exits.len() < EXITS_MAX
     }
 
     /// One bit per 64 bytes of a physical page that some block covers.

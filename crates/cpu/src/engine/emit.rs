@@ -33,10 +33,10 @@
 //! ```
 
 use super::asm::{Asm, Fixup32, Mem, Reg, Width};
-use super::blocks::{BlockId, DecodedId, Exit, ExitId, ExitKind, Mode};
+use super::blocks::{BlockId, DecodedId, EXIT_BITS, Exit, ExitId, ExitKind, Mode};
 use super::entered::is_open;
 use super::groups::{Plan, STACK_SLOT, Use};
-use super::hot::{Field, code_slot, tlb_slot};
+use super::hot::{Field, KERNEL, code_slot, tlb_slot};
 use super::mirror::{GUARD_LOAD, REACH};
 use super::moves::Kind;
 use super::regs;
@@ -341,8 +341,20 @@ impl<'a> Emitter<'a> {
         let moved = if ea.register == Some(Reg::R10) { ea.displacement } else { 0 };
         let decoded = DecodedId::NONE;
         self.exit_for(stub.insn, ExitKind::Access { size, write, across, leads, decoded, behind, moved });
-        self.cold.mov_exit(id.0);
+        let goes_on = self.goes_on(stub.retry, &access, moved);
+        self.cold.mov_exit(id.0 | u32::from(goes_on) << EXIT_BITS);
         self.cold.jmp(self.thunks.search[self.mode.set()][write as usize]);
+    }
+
+    /// How many bytes behind the place of retry the instruction goes on when its access is made just this once; 0 if that
+    /// is Rust's to say. See `table_stores`.
+    fn goes_on(&self, retry: u32, access: &Miss, moved: i32) -> u8 {
+        let Miss { ea, size, write, leader, behind } = *access;
+        let fits = write && self.mode.set() == KERNEL && size <= 8;
+        if !fits || leader || behind == 0 || moved != 0 || ea.constant.is_some() {
+            return 0;
+        }
+        u8::try_from(behind - retry).unwrap_or(0)
     }
 
     /// Behind the failed check of a group whose first byte is at R10: a way out of its own for where

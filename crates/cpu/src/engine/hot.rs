@@ -8,6 +8,7 @@ use super::blocks::Mode;
 use super::fast_calls::Ready;
 use super::groups::GROUP_SLOTS;
 use super::returns::Known;
+use super::table_stores::{TABLE_PAGES, TablePage};
 use crate::CpuState;
 use std::mem::offset_of;
 
@@ -71,6 +72,8 @@ pub struct ModeSet {
     pub data: [DataTlb; 2],
     /// What does not fit there; searched by emitted code on a miss.
     pub spill: [[[SpillEntry; SPILL_ENTRIES]; SPILL_WAYS]; 2],
+    /// Pages with page tables; of the kernel's set only.
+    pub table_pages: [TablePage; TABLE_PAGES],
     /// The low 12 bits of a spill entry's key of the current address space; never zero.
     pub generation: [u64; 2],
     /// Where that address space's way of the spill table begins, in bytes.
@@ -147,6 +150,8 @@ pub struct Hot {
     /// there without a look from Rust.
     pub stack_mask: u64,
     pub stack_at: u64,
+    /// Address of the last byte of the access that it is searched for, in the kernel's writes.
+    pub last_byte: u64,
     /// The guest's RAX while the spill table is searched.
     pub temporary_rax: u64,
     /// Status flags meanwhile.
@@ -236,6 +241,7 @@ impl Field {
     pub const PROGRAM_JUMP: u32 = offset_of!(Hot, program_jump) as u32;
     pub const STACK_MASK: u32 = offset_of!(Hot, stack_mask) as u32;
     pub const STACK_AT: u32 = offset_of!(Hot, stack_at) as u32;
+    pub const LAST_BYTE: u32 = offset_of!(Hot, last_byte) as u32;
     pub const TEMPORARY_RAX: u32 = offset_of!(Hot, temporary_rax) as u32;
     pub const SEARCHING: u32 = offset_of!(Hot, searching) as u32;
     /// A mode set's table for reads or writes.
@@ -253,6 +259,7 @@ impl Field {
     pub const fn way(write: bool) -> u32 {
         (offset_of!(ModeSet, way) + 8 * write as usize) as u32
     }
+    pub const TABLE_PAGES: u32 = offset_of!(ModeSet, table_pages) as u32;
     pub const CODE_PAGE: u32 = offset_of!(ModeSet, code_page) as u32;
     pub const JUMP: u32 = offset_of!(ModeSet, jump) as u32;
     pub const JUMP_BEHIND: u32 = offset_of!(ModeSet, jump_behind) as u32;

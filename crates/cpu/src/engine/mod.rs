@@ -52,6 +52,7 @@ mod slides;
 mod spaces;
 mod stack;
 mod strings;
+mod table_stores;
 mod tables;
 #[cfg(test)]
 mod tests;

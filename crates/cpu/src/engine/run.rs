@@ -1,7 +1,7 @@
 //! The run loop: finding and linking blocks, and acting on every reason for leaving them.
 
 use super::access::Wanted;
-use super::blocks::{BlockId, DecodedId, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
+use super::blocks::{BlockId, DecodedId, EXIT_BITS, Exit as BlockExit, ExitId, ExitKind, HOST_FAULT, Mode};
 use super::classify::Class;
 use super::fast_calls;
 use super::hot::Hot;
@@ -285,7 +285,7 @@ impl Vcpu {
             hot.state.shadow_at = self.horizon.wrapping_sub(left as u64);
             hot.sti_budget = 0;
         }
-        ExitId(hot.exit as u32)
+        ExitId(hot.exit as u32 & ((1 << EXIT_BITS) - 1))
     }
 
     /// Runs translated code from `block` until something needs the loop.

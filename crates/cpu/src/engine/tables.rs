@@ -86,17 +86,10 @@ fn bits(first: usize, last: usize) -> impl Iterator<Item = (usize, u64)> {
 
 impl Tables {
     /// Notes that RAM page `page` holds a table which translates `virt`, `depth` levels below the
-    /// top of the IA-32e hierarchy at `root`; `None` for other formats. The addresses to be dropped
-    /// because it stood elsewhere are returned.
-    pub fn note(&mut self, page: usize, virt: u64, depth: Option<usize>, root: u64) -> Vec<Range> {
-        if page >= self.places.len() {
-            self.places.resize((page + 1).next_power_of_two(), 0);
-            self.roots.resize(self.places.len(), 0);
-            // Only what is written takes memory.
-            let mut used = vec![[0; 8]; self.places.len()];
-            used[..self.used.len()].copy_from_slice(&self.used);
-            self.used = used;
-        }
+    /// top of the IA-32e hierarchy at `root`; `None` for other formats. If it stood elsewhere, the addresses to be
+    /// dropped for that are returned.
+    pub fn note(&mut self, page: usize, virt: u64, depth: Option<usize>, root: u64) -> Option<Vec<Range>> {
+        self.make_room(page + 1);
         let root = u32::try_from(root >> 12).unwrap_or(MANY);
         let place = match depth {
             Some(0) => TABLE | TOP_SHIFT,
@@ -107,23 +100,54 @@ impl Tables {
             _ => TABLE | ANYWHERE,
         };
         let known = self.places[page];
-        let before = if known == place || known == 0 { Vec::new() } else { self.whole(page) };
+        let before = (known != place && known != 0).then(|| self.whole(page));
         if known != place {
             self.used[page] = [0; 8];
         }
         let entry = (virt >> (place & SHIFT) & 511) as usize;
         self.used[page][entry / 64] |= 1 << (entry % 64);
         if known == place && self.roots[page] == root || known & ANYWHERE != 0 {
-            return Vec::new();
+            return None;
         }
         if known == place {
             self.roots[page] = MANY;
-            return Vec::new();
+            return None;
         }
         self.places[page] = place;
         self.roots[page] = root;
         self.lives.entry(page).or_insert(Life { stores: 0, patience: PATIENCE }).stores = 0;
         before
+    }
+
+    /// Makes room for tables in so many pages, if there is none yet.
+    pub fn make_room(&mut self, pages: usize) {
+        if pages > self.places.len() {
+            self.places.resize(pages.next_power_of_two(), 0);
+            self.roots.resize(self.places.len(), 0);
+            // Only what is written takes memory.
+            let mut used = vec![[0; 8]; self.places.len()];
+            used[..self.used.len()].copy_from_slice(&self.used);
+            self.used = used;
+        }
+    }
+
+    /// What emitted code has to know of a table to make stores that are in vain by itself: the bits of its
+    /// entries, which stay where they are as long as there is room, and how many it may make. `None` if it may make none.
+    pub fn lend(&self, page: usize) -> Option<(*const u64, u32)> {
+        let place = self.places.get(page).copied().filter(|place| *place != 0)?;
+        if place & ANYWHERE != 0 || place & SHIFT == TOP_SHIFT {
+            return None;
+        }
+        let life = self.lives.get(&page)?;
+        let given = life.patience.saturating_sub(life.stores + 1);
+        (given > 0).then_some((self.used[page].as_ptr(), given))
+    }
+
+    /// Emitted code has made so many.
+    pub fn made(&mut self, page: usize, stores: u32) {
+        if let Some(life) = self.lives.get_mut(&page) {
+            life.stores += stores;
+        }
     }
 
     /// All that a table translates: of a last one, that by which a walk came; of a top one, from the lower
@@ -220,7 +244,7 @@ mod tests {
     fn an_entry_says_which_addresses_it_concerns() {
         let mut tables = Tables::default();
         let virt = 0xffff_8881_2345_6000;
-        assert!((0..4).all(|depth| tables.note(depth, virt, Some(depth), 0).is_empty()));
+        assert!((0..4).all(|depth| tables.note(depth, virt, Some(depth), 0).is_none()));
         let index = |shift: u64| (virt >> shift & 511) as usize * 8;
         for (page, shift) in [(0, 39), (1, 30), (2, 21), (3, 12)] {
             let (virt, pages, top) = (virt & !0 << shift, 1 << (shift - 12), page == 0);
@@ -249,10 +273,10 @@ mod tests {
     #[test]
     fn a_table_found_elsewhere_gives_up_what_it_translated() {
         let mut tables = Tables::default();
-        assert_eq!(tables.note(7, 0x1000, Some(3), 0x9000), []);
-        assert_eq!(tables.note(7, 0x1f_f000, Some(3), 0x8000), []);
+        assert_eq!(tables.note(7, 0x1000, Some(3), 0x9000), None);
+        assert_eq!(tables.note(7, 0x1f_f000, Some(3), 0x8000), None);
         let old = |virt| Range { virt, pages: 1, root: None, top: false };
-        assert_eq!(tables.note(7, 0x20_1000, Some(3), 0x8000), [old(0x1000), old(0x1f_f000)]);
+        assert_eq!(tables.note(7, 0x20_1000, Some(3), 0x8000), Some(vec![old(0x1000), old(0x1f_f000)]));
         let entry = Range { virt: 0x20_1000, pages: 1, root: Some(0x8000), top: false };
         assert_eq!(tables.written(7, 8, 8, true), Written::Range(entry));
         tables.note(7, 0, None, 0);
@@ -270,5 +294,28 @@ mod tests {
         };
         assert_eq!(stores_until_retired(), Some(8));
         assert_eq!(stores_until_retired(), Some(16));
+    }
+
+    #[test]
+    fn stores_that_are_made_elsewhere_count_as_well() {
+        let mut tables = Tables::default();
+        tables.note(1, 0x40_0000, Some(3), 0);
+        let (bits, given) = tables.lend(1).unwrap();
+        assert_eq!(given, PATIENCE - 1);
+        // SAFETY: nobody else has the tables, and there is room for this one.
+        assert_eq!(unsafe { *bits }, 1, "a walk came by the first entry");
+        tables.made(1, given - 1);
+        assert_eq!(tables.lend(1).map(|(_, given)| given), Some(1));
+        tables.made(1, 1);
+        assert_eq!(tables.lend(1), None);
+        assert!(!tables.written_in_vain(1, 8, 8, false));
+        assert!(matches!(tables.written(1, 8, 8, false), Written::Retire { .. }));
+        assert_eq!(tables.lend(1), None, "it is none any more");
+        tables.note(2, 0, Some(0), 0);
+        tables.note(3, 0, None, 0);
+        assert!(
+            tables.lend(2).is_none() && tables.lend(3).is_none(),
+            "a top table, and one of another format"
+        );
     }
 }

@@ -13,6 +13,7 @@ mod moves;
 mod returns;
 mod stack;
 mod strings;
+mod table_stores;
 
 use super::contexts::PROCESSORS_MAX;
 use super::vcpu::{Exit, Vcpu, VcpuConfig};

@@ -12,6 +12,7 @@ use super::hot::{
 };
 use super::regs;
 use super::strings::{self, StringThunks};
+use super::table_stores;
 use std::mem::offset_of;
 
 /// Addresses of the doors.
@@ -91,7 +92,8 @@ pub fn emit(asm: &mut Asm, base: u32, avx: bool) -> Thunks {
 
 /// Emits the search of a spill table: with the access's address in R10, its last byte's in R11 and
 /// the exit index in ECX, moves a translation that is found into the direct-mapped table and tries
-/// the access again at `Hot::retry`; else leaves by the exit door.
+/// the access again at `Hot::retry`; else leaves by the exit door, unless it is the kernel's to a page table (see
+/// [`table_stores`]).
 ///
 /// Unlike translated blocks it computes with status flags, so it puts the guest's aside.
 fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
@@ -107,6 +109,10 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
         relative: false,
     };
 
+    let tables = set == KERNEL && write;
+    if tables {
+        asm.store(Width::W64, field(Field::LAST_BYTE), Reg::R11);
+    }
     put_flags_aside(asm, base);
     asm.bytes(&[0x4d, 0x31, 0xd3, 0x49, 0xc1, 0xeb, 12]); // xor r11, r10; shr r11, 12
     let crossing = asm.jcc_forward(5);
@@ -141,8 +147,13 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
     asm.store(Width::W64, Mem::table(tlb + Field::ADDEND, Reg::R10), Reg::RAX);
     restore_flags(asm, base);
     asm.jmp_mem(field(Field::RETRY));
+    if tables {
+        asm.bind32(missing);
+        table_stores::emit(asm, base, exit);
+    } else {
+        asm.bind32(missing);
+    }
     asm.bind32(crossing);
-    asm.bind32(missing);
     restore_flags(asm, base);
     asm.jmp(exit);
     start

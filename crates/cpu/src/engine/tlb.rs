@@ -26,8 +26,10 @@ use super::hot::{
 use super::links::empty_jump;
 use super::mirror::{Mirror, Run};
 use super::spaces::{KINDS, Kind, Spaces};
+use super::table_stores::{self, TablePage};
 use super::tables::{Range, Tables, Written};
 use super::writers::Writers;
+use crate::marks::mark;
 use base::{GuestPhys, GuestVirt, PAGE_SIZE};
 use memory::{Disturbance, Marks, Ram};
 
@@ -423,8 +425,11 @@ impl Tlb {
     }
 
     fn note_table(&mut self, arena: &Arena, ram: &mut Ram, page: usize, virt: u64, depth: Option<usize>) {
-        for range in self.tables.note(page, virt, depth, self.spaces.current_root()) {
-            self.drop_range(arena, range);
+        self.tables.make_room(ram.pages());
+        if let Some(before) = self.tables.note(page, virt, depth, self.spaces.current_root()) {
+            before.into_iter().for_each(|range| self.drop_range(arena, range));
+            // What has been shown of it may not hold any more.
+            self.forbid_writes(arena, page);
         }
         if !ram.marks(page).any(Marks::TABLE) {
             ram.add_marks(page, Marks::TABLE);
@@ -452,6 +457,44 @@ impl Tlb {
     /// concerns nothing that is cached, and notes that it is made if so.
     pub fn table_written_in_vain(&mut self, page: usize, offset: usize, len: usize, old: u64) -> bool {
         self.tables.written_in_vain(page, offset, len, old & PRESENT != 0)
+    }
+
+    /// Shows emitted code the table on page `page`, which the kernel writes to at `virt` of its half, by way of
+    /// `mapping`, if it may make stores to it by itself.
+    pub fn show_table(
+        &mut self,
+        arena: &Arena,
+        ram: &mut Ram,
+        virt: GuestVirt,
+        page: usize,
+        mapping: &Mapping,
+    ) {
+        self.note_tables(arena, ram, virt, mapping);
+        let virt = virt.page_base().0;
+        if ram.marks(page) != Marks::TABLE.with(Marks::DIRTY) {
+            return;
+        }
+        if let Some((used, given)) = self.tables.lend(page) {
+            self.writers.note(page, virt);
+            let addend = (ram.host_page(page) as u64).wrapping_sub(virt);
+            let kernel = &mut hot(arena).sets[KERNEL];
+            let key = virt + kernel.generation[WRITE];
+            kernel.table_pages[table_stores::slot(virt >> 12)] =
+                TablePage { key, addend, used: used as u64, left: given, given };
+        }
+    }
+
+    /// Hides it again, and notes which stores were made.
+    pub fn hide_table(&mut self, arena: &Arena, virt: GuestVirt, page: usize) {
+        let kernel = &mut hot(arena).sets[KERNEL];
+        let shown = &mut kernel.table_pages[table_stores::slot(virt.page())];
+        if shown.key == virt.page_base().0 + kernel.generation[WRITE] {
+            if shown.left < shown.given {
+                mark!(TableStoresMade);
+                self.tables.made(page, shown.given - shown.left);
+            }
+            shown.key = 0;
+        }
     }
 
     /// Acts on a store to a marked page-table page.
@@ -684,6 +727,9 @@ impl Tlb {
                     // Looking first leaves alone what was never used, and is no memory of ours yet.
                     let used = set.spill[kind as usize].as_flattened_mut().iter_mut().filter(|e| e.key != 0);
                     used.for_each(|entry| entry.key = 0);
+                    if kind == Kind::Write {
+                        set.table_pages.iter_mut().filter(|page| page.key != 0).for_each(|page| page.key = 0);
+                    }
                 }
             }
         }
@@ -702,7 +748,7 @@ impl Tlb {
 
 /// Whether an address is in the kernel's half, which all address spaces between which nothing is
 /// dropped have in common (see [`Tlb::enter_space`]), global or not: the tables are coherent.
-fn is_upper(virt: u64) -> bool {
+pub fn is_upper(virt: u64) -> bool {
     (virt as i64) < 0
 }
 
@@ -749,6 +795,12 @@ fn drop_data(set: &mut ModeSet, kind: Kind, virt: u64, ways: std::ops::Range<usi
         let spilled = &mut way[spill_slot(page)];
         if spilled.key & !0xfff == virt {
             spilled.key = 0;
+        }
+    }
+    if kind == WRITE && is_upper(virt) {
+        let shown = &mut set.table_pages[table_stores::slot(page)];
+        if shown.key & !0xfff == virt {
+            shown.key = 0;
         }
     }
 }

@@ -366,7 +366,7 @@ impl<'a> Generator<'a> {
     /// ADD or LEA that moves RSP by a little, as functions do for their frames.
     fn move_stack(&mut self) {
         self.ensure_pointer(RSP);
-        let step = 8 * self.dice.below(17) as i8 - 64;
+        let step = (8 * self.dice.below(17) as i16 - 64) as i8;
         let wide: &[u8] = if self.mode == Mode::Long { &[0x48] } else { &[] };
         let opcode: &[u8] = if self.dice.percent(50) { &[0x83, 0xc4] } else { &[0x8d, 0x64, 0x24] };
         let before = self.tracker.known[RSP];

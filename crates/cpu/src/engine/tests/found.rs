@@ -374,7 +374,7 @@ fn stores_beside_watched_bytes_do_what_they_do_without_a_watch() {
 }
 
 /// Runs it translated, from Rust, and stopping at every position: the same must come out.
-fn every_way(guest: impl Fn() -> Guest) -> Guest {
+pub(super) fn every_way(guest: impl Fn() -> Guest) -> Guest {
     let mut runs = [(false, 1000), (true, 1000), (false, 1)].map(|(interpreted, step)| {
         let mut g = guest();
         g.cpu.set_interpret_all(interpreted);
