@@ -3,7 +3,7 @@
 use super::Results;
 use super::host::Host;
 use super::rows::Kind;
-use super::stats::{Bar, Clock, bars};
+use super::stats::{Bar, Clock, bars, geometric_mean};
 use super::systems::System;
 use serde_json::{Map, Value, json};
 
@@ -57,6 +57,7 @@ pub fn markdown(results: &Results, host: &Host) -> String {
         let sign = if bar.at_most { "≤" } else { "≥" };
         text += &format!("| {}{row} | {} | {sign} {} | {met} |\n", bar.what, ratio(bar.value), bar.bar);
     }
+    text += &replays(results, clock);
     if let Some(growth) = &results.growth {
         text += &format!("\n{}", growth.markdown());
     }
@@ -94,6 +95,27 @@ fn preamble(results: &Results, host: &Host) -> String {
     )
 }
 
+/// How replays compare with recordings, apart from what differs between rounds.
+fn replays(results: &Results, clock: Clock) -> String {
+    use System::{Record, Replay};
+    let (mut ratios, mut slower) = (Vec::new(), Vec::new());
+    for row in &results.rows {
+        let Some(value) = results.samples.ratio(row.name, Replay, Record, clock) else { continue };
+        ratios.push(value);
+        let error = results.samples.error(row.name, Replay, Record, clock);
+        if error.is_some_and(|error| value.ln() > 2.0 * error) {
+            slower.push(row.name);
+        }
+    }
+    let Some(mean) = geometric_mean(&ratios) else { return String::new() };
+    let slower = if slower.is_empty() { "none".to_owned() } else { slower.join(", ") };
+    format!(
+        "\nReplays take {mean:.3} times as long as their recordings (geometric mean of {} rows). Rows that take longer by \
+         more than two standard errors: {slower}.\n",
+        ratios.len()
+    )
+}
+
 fn rows_table(results: &Results, clock: Clock) -> String {
     use System::{Native, QemuRecord, QemuReplay, QemuTcg, Record, Replay, Run};
     let mut text = String::from(
@@ -104,8 +126,9 @@ fn rows_table(results: &Results, clock: Clock) -> String {
         for row in results.rows.iter().filter(|row| row.kind == kind) {
             let of = |over, under| ratio(results.samples.ratio(row.name, over, under, clock));
             let to_native = |system| of(system, Native);
+            let error = results.samples.error(row.name, Replay, Record, clock);
             text += &format!(
-                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {}{} | {} |\n",
                 row.name,
                 seconds(results.samples.seconds(row.name, Native, clock)),
                 to_native(Run),
@@ -115,6 +138,7 @@ fn rows_table(results: &Results, clock: Clock) -> String {
                 to_native(QemuRecord),
                 to_native(QemuReplay),
                 of(Replay, Record),
+                error.map_or(String::new(), |error| format!(" ± {error:.2}")),
                 of(QemuRecord, Record),
             );
         }

@@ -47,9 +47,13 @@ impl Samples {
     /// The median in seconds. Disks and networks are waited for, which takes no processor time: they
     /// always go by the host's clock.
     pub fn seconds(&self, row: &str, system: System, clock: Clock) -> Option<f64> {
+        median(self.all_seconds(row, system, clock).collect())
+    }
+
+    fn all_seconds(&self, row: &str, system: System, clock: Clock) -> impl Iterator<Item = f64> {
         let waits = ROWS.iter().any(|known| known.name == row && known.kind == Kind::Device);
         let clock = if waits { Clock::Wall } else { clock };
-        median(self.of(row, system).iter().map(|sample| sample[clock as usize]).collect())
+        self.of(row, system).iter().map(move |sample| sample[clock as usize])
     }
 
     /// One system's median over another's.
@@ -57,7 +61,24 @@ impl Samples {
         let (over, under) = (self.seconds(row, over, clock)?, self.seconds(row, under, clock)?);
         (over > 0.0 && under > 0.0).then(|| over / under)
     }
+
+    /// The standard error of that ratio, relative to it, from how much the ratios of single rounds differ; `None` for
+    /// fewer than three rounds.
+    pub fn error(&self, row: &str, over: System, under: System, clock: Clock) -> Option<f64> {
+        let rounds = self.all_seconds(row, over, clock).zip(self.all_seconds(row, under, clock));
+        let logs: Vec<f64> = rounds.map(|(over, under)| (over / under).ln()).collect();
+        let rounds = logs.len() as f64;
+        if rounds < 3.0 || !logs.iter().all(|log| log.is_finite()) {
+            return None;
+        }
+        let mean = logs.iter().sum::<f64>() / rounds;
+        let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / (rounds - 1.0);
+        Some(OF_MEDIAN * (variance / rounds).sqrt())
+    }
 }
+
+/// How much larger a median's standard error is than a mean's, of normally distributed samples: the root of π/2.
+const OF_MEDIAN: f64 = 1.2533;
 
 /// A bar and where we are.
 #[derive(Clone, Debug)]
@@ -153,6 +174,19 @@ mod tests {
         assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
         assert_eq!(geometric_mean(&[1.0, 4.0]).map(f64::round), Some(2.0));
         assert_eq!(geometric_mean(&[]), None);
+    }
+
+    #[test]
+    fn a_ratio_is_as_uncertain_as_its_rounds_differ() {
+        let mut samples = Samples::default();
+        let error = |samples: &Samples| samples.error("fib", System::Replay, System::Record, Clock::Wall);
+        for replay in [1.1, 0.9, 1.1, 0.9] {
+            assert!(samples.of("fib", System::Record).len() > 2 || error(&samples).is_none());
+            samples.add("fib", System::Record, 2.0, 2.0);
+            samples.add("fib", System::Replay, 2.0 * replay, 2.0);
+        }
+        assert!(error(&samples).is_some_and(|error| (0.07..0.075).contains(&error)), "{:?}", error(&samples));
+        assert_eq!(samples.error("fib", System::Replay, System::Record, Clock::Cpu), Some(0.0));
     }
 
     #[test]
