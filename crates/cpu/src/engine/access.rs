@@ -303,7 +303,8 @@ impl Vcpu {
 
     /// Whether an addend that the block has put aside may be out of date.
     pub(super) fn groups_stale(&self, block: BlockId) -> bool {
-        let stale = self.blocks.get(block).grouped && self.tlb.drops != self.drops_seen;
+        let block = self.blocks.get(block);
+        let stale = block.grouped && !self.tlb.drops.spared(self.drops_seen, block.key.mode.set());
         if stale {
             mark!(GroupsStale);
         }

@@ -100,6 +100,27 @@ struct SetSide {
     local_code: bool,
 }
 
+/// How often translations were dropped.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drops {
+    all: u64,
+    /// Those that may have been in the kernel's own set.
+    kernels: u64,
+}
+
+impl Drops {
+    /// Once more, from any set.
+    fn count(&mut self) {
+        self.all += 1;
+        self.kernels += 1;
+    }
+
+    /// Whether none that the tables of a set had were dropped since.
+    pub fn spared(self, earlier: Drops, set: usize) -> bool {
+        if set == KERNEL { self.kernels == earlier.kernels } else { self.all == earlier.all }
+    }
+}
+
 /// An access whose page is in RAM.
 pub struct Touched {
     pub write: bool,
@@ -132,7 +153,7 @@ pub struct Tlb {
     /// store after the other that takes large parts of it away.
     empty_space: Option<u64>,
     /// How often translations were dropped, one or many.
-    pub drops: u64,
+    pub drops: Drops,
     /// Data-TLB fills, for profiles.
     pub fills: u64,
 }
@@ -158,7 +179,7 @@ impl Tlb {
             entered: Entered::default(),
             epoch: 0,
             empty_space: None,
-            drops: 0,
+            drops: Drops::default(),
             fills: 0,
         };
         for set in 0..SETS {
@@ -442,7 +463,7 @@ impl Tlb {
         match self.writers.take(page) {
             Some(addresses) => {
                 for virt in addresses {
-                    self.drops += 1;
+                    self.drops.count();
                     self.mirror.forbid_write(virt);
                     for set in 0..SETS {
                         drop_data(&mut hot(arena).sets[set], Kind::Write, virt, 0..SPILL_WAYS);
@@ -516,7 +537,10 @@ impl Tlb {
         if range.is_low() && range.root.is_some() && range.root == self.empty_space {
             return;
         }
-        self.drops += 1;
+        self.drops.all += 1;
+        if !range.is_low() || self.sets[KERNEL].local_data {
+            self.drops.kernels += 1;
+        }
         if range.pages > LARGE_RANGE {
             self.drop_large(arena, range);
             return;
@@ -607,7 +631,7 @@ impl Tlb {
         if old == root {
             return;
         }
-        self.drops += 1;
+        self.drops.count();
         if !long || upper_half(ram, old) != upper_half(ram, root) {
             self.drop_everything(arena);
         }
@@ -665,7 +689,7 @@ impl Tlb {
 
     /// Drops all write translations.
     fn drop_writes(&mut self, arena: &Arena) {
-        self.drops += 1;
+        self.drops.count();
         self.writers.forget();
         self.mirror.forbid_writes();
         self.renew(arena, Kind::Write);
@@ -695,7 +719,7 @@ impl Tlb {
     }
 
     fn clear_data(&mut self, arena: &Arena, set: usize) {
-        self.drops += 1;
+        self.drops.count();
         self.sets[set].local_data = false;
         hot(arena).sets[set].data.iter_mut().for_each(clear_data);
     }
@@ -711,7 +735,7 @@ impl Tlb {
 
     /// Makes everything of one kind that is kept behind the direct-mapped tables invalid.
     fn renew(&mut self, arena: &Arena, kind: Kind) {
-        self.drops += 1;
+        self.drops.count();
         if self.spaces.renew(kind) {
             self.wipe(arena, kind);
         }

@@ -11,7 +11,7 @@ use super::kept::Kept;
 use super::mirrored::Mirroring;
 use super::stack;
 use super::thunks::{self, Thunks};
-use super::tlb::Tlb;
+use super::tlb::{Drops, Tlb};
 use super::translate::Translator;
 use crate::core::{Core, Flush, alignment_checked};
 use crate::fpu::{FpuKind, fpu_available};
@@ -110,7 +110,7 @@ pub struct Vcpu {
     /// The host's x87 registers hold the guest's.
     pub(super) x87_in_host: bool,
     /// [`Tlb::drops`] when translated code was last entered.
-    pub(super) drops_seen: u64,
+    pub(super) drops_seen: Drops,
     /// The last TLB miss in translated code and how often it was filled for: see `run`.
     pub(super) last_miss: Miss,
     pub(super) chaos: Option<u64>,
@@ -180,7 +180,7 @@ impl Vcpu {
             bounce_code,
             horizon: 0,
             x87_in_host: false,
-            drops_seen: 0,
+            drops_seen: Drops::default(),
             last_miss: Miss::default(),
             chaos: config.chaos,
             control: [0; 4],
