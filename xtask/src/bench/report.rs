@@ -98,17 +98,23 @@ fn preamble(results: &Results, host: &Host) -> String {
 /// How replays compare with recordings, apart from what differs between rounds.
 fn replays(results: &Results, clock: Clock) -> String {
     use System::{Record, Replay};
-    let (mut ratios, mut slower) = (Vec::new(), Vec::new());
+    let (mut ratios, mut slower, mut told) = (Vec::new(), Vec::new(), 0);
     for row in &results.rows {
         let Some(value) = results.samples.ratio(row.name, Replay, Record, clock) else { continue };
         ratios.push(value);
         let error = results.samples.error(row.name, Replay, Record, clock);
-        if error.is_some_and(|error| value.ln() > 2.0 * error) {
+        let Some(error) = error else { continue };
+        told += 1;
+        if value.ln() > 2.0 * error {
             slower.push(row.name);
         }
     }
     let Some(mean) = geometric_mean(&ratios) else { return String::new() };
-    let slower = if slower.is_empty() { "none".to_owned() } else { slower.join(", ") };
+    let slower = match (told, slower.is_empty()) {
+        (0, _) => "rounds are too few to say which".to_owned(),
+        (_, true) => "none".to_owned(),
+        _ => slower.join(", "),
+    };
     format!(
         "\nReplays take {mean:.3} times as long as their recordings (geometric mean of {} rows). Rows that take longer by \
          more than two standard errors: {slower}.\n",

@@ -6,7 +6,7 @@
 //! are *anywhere*: a change of one drops everything.
 //!
 //! Most stores concern nothing that is cached: what was not present is not, nor what no walk has come by.
-//! For the latter each table has a bit for each entry.
+//! For the latter each table has a bit for each entry, at which translated code looks as well (see [`super::table_stores`]).
 //!
 //! Marked pages cost the guest a slow store, so marks go away again: after a few stores a table is
 //! retired, that is, what came from it is dropped and the mark removed. A table that proves to be
