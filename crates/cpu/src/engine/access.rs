@@ -29,7 +29,7 @@ use super::vcpu::{Miss, Vcpu};
 use super::x87;
 use crate::Bus;
 use crate::marks::mark;
-use crate::walk::{self, Access};
+use crate::walk::{self, Access, Translation};
 use base::{GuestVirt, PAGE_SIZE};
 use iced_x86::Instruction;
 use memory::{Disturbance, Marks};
@@ -45,8 +45,8 @@ const GROUP_PATIENCE: u8 = 64;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Filled {
     Done,
-    /// Stores to this page of RAM have to be heard of.
-    Hooked(usize),
+    /// Stores to the page that this leads to have to be heard of.
+    Hooked(Translation),
     Not,
 }
 
@@ -135,7 +135,7 @@ impl Vcpu {
         let marks = bus.ram().marks(page);
         if write && marks.any(Marks::HOOKED) {
             mark!(HookedStore);
-            return Ok(Filled::Hooked(page));
+            return Ok(Filled::Hooked(found));
         }
         if !write && marks.any(Marks::READ_WATCHED) || !allowed(self) {
             return Ok(Filled::Not);
@@ -162,7 +162,7 @@ impl Vcpu {
         let ExitKind::Access { behind: behind @ 1.., moved, .. } = kind else { return None };
         let virt = GuestVirt(wanted.linear);
         let host = match (filled, virt.page_offset() + wanted.size > PAGE_SIZE) {
-            (Filled::Hooked(page), _) => self.unheard(bus, page, block, wanted)?,
+            (Filled::Hooked(found), _) => self.unheard(bus, &found, block, wanted)?,
             (_, true) if !wanted.write => self.copy_of(bus, mode, wanted)?,
             _ => return None,
         };
@@ -204,12 +204,20 @@ impl Vcpu {
 
     /// The host address of what a store is to, on a page where some stores have to be heard of and this
     /// one has not, or no more: what it changes of a page table is acted on before it is made.
-    fn unheard(&mut self, bus: &mut dyn Bus, page: usize, block: BlockId, wanted: &Wanted) -> Option<u64> {
+    fn unheard(
+        &mut self,
+        bus: &mut dyn Bus,
+        found: &Translation,
+        block: BlockId,
+        wanted: &Wanted,
+    ) -> Option<u64> {
+        let page = bus.ram().page_index(found.phys)?;
         let marks = bus.ram().marks(page);
         if marks.any(Marks::CODE) {
             return None;
         }
-        let offset = GuestVirt(wanted.linear).page_offset();
+        let virt = GuestVirt(wanted.linear);
+        let offset = virt.page_offset();
         if marks.any(Marks::WATCHED) {
             let phys = bus.ram().page_address(page).offset(offset as u64);
             let watches = self.debugging.watch.as_ref()?;
@@ -226,7 +234,6 @@ impl Vcpu {
             if !whole {
                 return None;
             }
-            let virt = GuestVirt(wanted.linear);
             self.tlb.hide_table(&self.arena, virt, page);
             if self.tlb.table_written_in_vain(page, offset, wanted.size, old) {
                 mark!(TableWrittenInVain);
@@ -243,19 +250,14 @@ impl Vcpu {
             }
         }
         bus.ram().mark_dirty(page);
-        if self.blocks.get(block).key.mode.set() == KERNEL && is_upper(wanted.linear) {
-            self.show_table(bus, GuestVirt(wanted.linear), page);
+        // Not where the store itself changes how one comes there.
+        let goes_by_it = || found.entries.iter().any(|entry| entry.0 & !7 == found.phys.0 & !7);
+        let kernels = self.blocks.get(block).key.mode.set() == KERNEL && is_upper(virt.0);
+        if marks.any(Marks::TABLE) && kernels && !goes_by_it() {
+            let mapping = Mapping { entries: &found.entries[..found.levels], long: self.state().long_mode() };
+            self.tlb.show_table(&self.arena, bus.ram(), virt, page, &mapping);
         }
         Some(bus.ram().host_page(page) as u64 + offset as u64)
-    }
-
-    /// Shows translated code the page at `virt`, which has a page table, for stores that are in vain.
-    fn show_table(&mut self, bus: &mut dyn Bus, virt: GuestVirt, page: usize) {
-        let state = &self.hot().state;
-        let long = state.long_mode();
-        let Ok(found) = walk::translate(state, bus.ram(), virt, Access::data(state, true)) else { return };
-        let mapping = Mapping { entries: &found.entries[..found.levels], long };
-        self.tlb.show_table(&self.arena, bus.ram(), virt, page, &mapping);
     }
 
     /// Fills the TLB for what a string instruction is about to access that has a thunk, which works only

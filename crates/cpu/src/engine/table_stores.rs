@@ -42,8 +42,8 @@ pub const fn slot(page: u64) -> usize {
 }
 
 /// Emits the last part of the search for a page that the kernel writes to: the address is in R10, the exit's number in
-/// ECX, that of the last byte in `Hot::last_byte`; RAX and the flags have been put aside.
-pub fn emit(asm: &mut Asm, base: u32, exit: u32) {
+/// ECX, that of the last byte in `Hot::last_byte`; RAX and the flags have been put aside. Goes on behind itself if there is none.
+pub fn emit(asm: &mut Asm, base: u32) {
     const { assert!(TABLE_PAGES == 512 && size_of::<TablePage>() == 32) };
     let field = |offset: u32| Mem::abs(base + offset);
     let kernel = base + Field::set(KERNEL);
@@ -100,6 +100,4 @@ pub fn emit(asm: &mut Asm, base: u32, exit: u32) {
     asm.bind32(used);
     asm.load(Width::W64, Reg::RCX, field(Field::EXIT));
     [another, unfit, two_words, enough].into_iter().for_each(|jump| asm.bind32(jump));
-    restore_flags(asm, base);
-    asm.jmp(exit);
 }

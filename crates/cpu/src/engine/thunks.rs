@@ -147,11 +147,9 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
     asm.store(Width::W64, Mem::table(tlb + Field::ADDEND, Reg::R10), Reg::RAX);
     restore_flags(asm, base);
     asm.jmp_mem(field(Field::RETRY));
+    asm.bind32(missing);
     if tables {
-        asm.bind32(missing);
-        table_stores::emit(asm, base, exit);
-    } else {
-        asm.bind32(missing);
+        table_stores::emit(asm, base);
     }
     asm.bind32(crossing);
     restore_flags(asm, base);

@@ -498,18 +498,15 @@ impl Tlb {
         if let Some((used, given)) = self.tables.lend(page) {
             self.writers.note(page, virt);
             let addend = (ram.host_page(page) as u64).wrapping_sub(virt);
-            let kernel = &mut hot(arena).sets[KERNEL];
-            let key = virt + kernel.generation[WRITE];
-            kernel.table_pages[table_stores::slot(virt >> 12)] =
-                TablePage { key, addend, used: used as u64, left: given, given };
+            let (shown, key) = shown_table(arena, virt);
+            *shown = TablePage { key, addend, used: used as u64, left: given, given };
         }
     }
 
     /// Hides it again, and notes which stores were made.
     pub fn hide_table(&mut self, arena: &Arena, virt: GuestVirt, page: usize) {
-        let kernel = &mut hot(arena).sets[KERNEL];
-        let shown = &mut kernel.table_pages[table_stores::slot(virt.page())];
-        if shown.key == virt.page_base().0 + kernel.generation[WRITE] {
+        let (shown, key) = shown_table(arena, virt.page_base().0);
+        if shown.key == key {
             if shown.left < shown.given {
                 mark!(TableStoresMade);
                 self.tables.made(page, shown.given - shown.left);
@@ -806,6 +803,13 @@ fn spill_entry(arena: &Arena, number: usize, kind: Kind, virt: u64) -> (&mut Spi
     let generation = hot(arena).sets[like].generation[kind as usize];
     let way = &mut hot(arena).sets[number].spill[kind as usize][spill_way(generation)];
     (&mut way[spill_slot(GuestVirt(virt).page())], virt + generation)
+}
+
+/// Likewise what may be shown of a page table that the kernel writes to at `virt`.
+fn shown_table(arena: &Arena, virt: u64) -> (&mut TablePage, u64) {
+    let kernel = &mut hot(arena).sets[KERNEL];
+    let key = virt + kernel.generation[WRITE];
+    (&mut kernel.table_pages[table_stores::slot(GuestVirt(virt).page())], key)
 }
 
 /// Drops a page from the tables of one kind, of the tagged one in these ways.

@@ -133,6 +133,25 @@ fn an_address_that_leads_elsewhere_is_written_through_no_more() {
 }
 
 #[test]
+fn an_address_that_leads_elsewhere_by_a_store_through_itself_is_written_through_no_more() {
+    const OWN: u64 = UPPER_TABLES + 0x2000;
+    let g = every_way(|| {
+        let mut g = guest(|a| {
+            a.mov(rsi, qword_ptr(rdi)).unwrap();
+            a.mov(qword_ptr(rdi), rax).unwrap();
+            a.mov(qword_ptr(rdi + 8), rbx).unwrap();
+            a.hlt().unwrap();
+        });
+        // The entry for the table's own page.
+        g.cpu.state_mut().gpr[gpr::RDI] = UPPER + OWN + 8 * (OWN >> 12);
+        g
+    });
+    let at = |at: u64| g.board.ram.read_u64(GuestPhys(at)).unwrap();
+    let next = 8 * ((OWN >> 12) + 1);
+    assert_eq!((at(DATA + next), at(OWN + next)), (PAGE, (OWN + 0x1000) | PRESENT));
+}
+
+#[test]
 fn a_table_that_becomes_code_is_written_from_rust_again() {
     // What is stored is code of the same page: `nop; hlt` where there was `hlt`.
     let g = every_way(|| {
