@@ -137,6 +137,8 @@ marks! {
     FastSysret,
     /// IRETQ that stays in translated code where it can.
     FastIretq,
+    /// XSAVEC or XRSTOR that stays in translated code where it can.
+    XstateThunk,
     /// MOVS or STOS in translated code.
     StringThunk,
     /// One tried again where it stands once the TLB knows its pages.

@@ -27,11 +27,13 @@ use super::strings::Shape;
 use super::tlb::{Mapping, Touched, is_upper};
 use super::vcpu::{Miss, Vcpu};
 use super::x87;
+use super::xstate;
 use crate::Bus;
 use crate::marks::mark;
+use crate::system::operand;
 use crate::walk::{self, Access, Translation};
 use base::{GuestVirt, PAGE_SIZE};
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Mnemonic};
 use memory::{Disturbance, Marks};
 use x86::{Exception, gpr, paging};
 
@@ -280,6 +282,18 @@ impl Vcpu {
             Ok(self.fill(bus, mode, GuestVirt(at), write, |_| true)? == Filled::Done)
         };
         Ok((!shape.moves() || fill(rsi, false)?) && fill(rdi, true)?)
+    }
+
+    /// Fills the TLB for an XSAVEC or XRSTOR that Rust has just executed: the next one is likely to be of the same area,
+    /// and its thunk works only on what the TLB knows. A kernel need not access that page otherwise.
+    pub(super) fn fill_for_xstate(&mut self, bus: &mut dyn Bus, mode: Mode, instr: &Instruction) {
+        let write = instr.mnemonic() == Mnemonic::Xsavec64;
+        let core = self.core(bus);
+        let Ok(at) = operand::address(&core, instr, xstate::END, write) else { return };
+        for at in [at, at.wrapping_add(xstate::END as u64 - 1)] {
+            // It has been accessed there, so that no fault can be expected; but only the next execution would make one.
+            _ = self.fill(bus, mode, GuestVirt(at), write, |_| true);
+        }
     }
 
     /// Whether an instruction that Rust is asked to execute is a string instruction that may as well be tried

@@ -272,6 +272,10 @@ impl Asm {
     pub fn op_load_sub(&mut self, dst: Reg, mem: Mem) {
         self.op_mem(Width::W64, &[0x2b], dst.0, mem);
     }
+    /// `or dst, [mem]`, likewise.
+    pub fn op_load_or(&mut self, dst: Reg, mem: Mem) {
+        self.op_mem(Width::W64, &[0x0b], dst.0, mem);
+    }
     /// `cmp dst, [mem]`, 64 bits; for thunks, since it writes flags.
     pub fn op_cmp(&mut self, dst: Reg, mem: Mem) {
         self.op_mem(Width::W64, &[0x3b], dst.0, mem);
@@ -405,6 +409,37 @@ impl Asm {
     pub fn op_0f_mem(&mut self, opcode: u8, extension: u8, mem: Mem) {
         self.op_mem(Width::W32, &[0x0f, opcode], extension, mem);
     }
+    /// `fxsave64 [mem]`.
+    pub fn fxsave64(&mut self, mem: Mem) {
+        self.op_mem(Width::W64, &[0x0f, 0xae], 0, mem);
+    }
+    /// `vmovups xmm, [mem]`, which clears the upper half; `store` turns it around.
+    pub fn vmovups(&mut self, store: bool, register: u8, mem: Mem) {
+        self.vex_mem([1, 0, 0], 0, register, mem);
+        self.bytes(&[if store { 0x11 } else { 0x10 }]);
+        self.modrm_mem(register, &mem, 0);
+    }
+    /// `vextractf128 [mem], ymm, 1`: stores the upper half.
+    pub fn store_upper(&mut self, mem: Mem, register: u8) {
+        self.vex_mem([3, 1, 1], 0, register, mem);
+        self.bytes(&[0x19]);
+        self.modrm_mem(register, &mem, 1);
+        self.bytes(&[1]);
+    }
+    /// `vinsertf128 ymm, ymm, [mem], 1`: loads the upper half.
+    pub fn load_upper(&mut self, register: u8, mem: Mem) {
+        self.vex_mem([3, 1, 1], register, register, mem);
+        self.bytes(&[0x18]);
+        self.modrm_mem(register, &mem, 1);
+        self.bytes(&[1]);
+    }
+    /// The VEX prefix of an instruction (its map, L and pp) with a memory operand that has no index.
+    fn vex_mem(&mut self, [map, long, pp]: [u8; 3], vvvv: u8, register: u8, mem: Mem) {
+        debug_assert!(mem.index.is_none());
+        let base = mem.base.map_or(0, |base| base.0);
+        let third = (!vvvv & 15) << 3 | long << 2 | pp;
+        self.bytes(&[0xc4, (!register >> 3 & 1) << 7 | 1 << 6 | (!base >> 3 & 1) << 5 | map, third]);
+    }
     /// `vmovdqu ymm, [mem]` or, without AVX, `movups xmm, [mem]`; `store` turns it around.
     pub fn vector(&mut self, avx: bool, store: bool, register: u8, address: u32) {
         let r = register;
@@ -458,6 +493,16 @@ mod tests {
         assert_eq!(text(|a| a.vector(true, false, 9, 0x1000)), "vmovdqu ymm9,[1000h]");
         assert_eq!(text(|a| a.vector(true, true, 1, 0x1000)), "vmovdqu [1000h],ymm1");
         assert_eq!(text(|a| a.vector(false, true, 12, 0x1000)), "movups [1000h],xmm12");
+        assert_eq!(text(|a| a.vmovups(false, 9, Mem::base(Reg::R10, 0xa0))), "vmovups xmm9,[r10+0A0h]");
+        assert_eq!(text(|a| a.vmovups(true, 1, Mem::abs(0x1000))), "vmovups [1000h],xmm1");
+        assert_eq!(
+            text(|a| a.store_upper(Mem::base(Reg::R10, 0x240), 15)),
+            "vextractf128 [r10+240h],ymm15,1"
+        );
+        assert_eq!(text(|a| a.store_upper(Mem::abs(64), 0)), "vextractf128 [40h],ymm0,1");
+        assert_eq!(text(|a| a.load_upper(8, Mem::base(Reg::R10, 16))), "vinsertf128 ymm8,ymm8,[r10+10h],1");
+        assert_eq!(text(|a| a.fxsave64(Mem::abs(64))), "fxsave64 [40h]");
+        assert_eq!(text(|a| a.op_load_or(Reg::RAX, Mem::base(Reg::R10, 8))), "or rax,[r10+8]");
         assert_eq!(text(|a| a.jmp(0x1000_0000)), "jmp 0000000010000000h");
         assert_eq!(text(|a| a.op_0f_mem(0xae, 2, Mem::abs(64))), "ldmxcsr [40h]");
         assert_eq!(text(|a| a.store_imm(W16, Mem::base(Reg(5), 0), -1)), "mov word ptr [rbp],0FFFFh");

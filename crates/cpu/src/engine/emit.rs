@@ -271,6 +271,17 @@ impl<'a> Emitter<'a> {
         self.asm.jmp(self.thunks.exit);
     }
 
+    /// Goes to a thunk that comes back by `Hot::behind`.
+    pub fn call(&mut self, thunk: u32) {
+        let behind = self.field(Field::BEHIND);
+        self.asm.store_imm(Width::W64, behind, 0);
+        self.asm.note_word(Kind::Own);
+        let address = self.asm.code.len() - 4;
+        self.asm.jmp(thunk);
+        let here = self.asm.here().to_le_bytes();
+        self.asm.code[address..][..4].copy_from_slice(&here);
+    }
+
     /// A new way out of instruction `insn`.
     pub fn exit_for(&mut self, insn: u8, kind: ExitKind) -> ExitId {
         let id = ExitId(self.next_exit);

@@ -8,7 +8,8 @@
 //!
 //! What is written has to be a whole word: 32 bits written to a register clear the others, and a word that has
 //! been stored in parts is slow to load. Not for XCHG, which with memory is atomic, nor the bit tests, which
-//! with memory reach beyond their operand.
+//! with memory reach beyond their operand, nor rotations, of which Intel's processors leave OF alone in a register and
+//! compute it in memory (the manual has it undefined for more than one bit).
 //!
 //! Nor is a register loaded of which an instruction leaves nothing ([`Used::overwritten`]).
 
@@ -26,8 +27,8 @@ pub struct Folded {
 
 /// An instruction without memory operand, with one of its homeless registers as one, if it has any that can be.
 pub fn fold(instr: &Instruction, used: Used) -> Option<Folded> {
-    use Mnemonic::{Bt, Btc, Btr, Bts, Xchg};
-    if matches!(instr.mnemonic(), Xchg | Bt | Bts | Btr | Btc) {
+    use Mnemonic::{Bt, Btc, Btr, Bts, Rcl, Rcr, Rol, Ror, Xchg};
+    if matches!(instr.mnemonic(), Xchg | Bt | Bts | Btr | Btc | Rol | Ror | Rcl | Rcr) {
         return None;
     }
     let mut instr = *instr;
@@ -125,6 +126,9 @@ mod tests {
         assert_eq!(folded(&[0x41, 0x89, 0xc2]), None);
         assert_eq!(folded(&[0x41, 0x0f, 0x94, 0xc7]), None);
         assert_eq!(folded(&[0x41, 0x83, 0xc6, 1]), None);
+        // shl r14, 36; ror r14, 36
+        assert_eq!(folded(&[0x49, 0xc1, 0xe6, 36]), Some((Shl_rm64_imm8, 14)));
+        assert_eq!(folded(&[0x49, 0xc1, 0xce, 36]), None);
         // xchg r15, rax; bt r15, rax; pextrw r15, xmm0, 1 (SSE4.1, 64 bits)
         assert_eq!(folded(&[0x4c, 0x87, 0xf8]), None);
         assert_eq!(folded(&[0x49, 0x0f, 0xa3, 0xc7]), None);

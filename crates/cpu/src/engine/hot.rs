@@ -9,6 +9,7 @@ use super::fast_calls::Ready;
 use super::groups::GROUP_SLOTS;
 use super::returns::Known;
 use super::table_stores::{TABLE_PAGES, TablePage};
+use super::xstate::Area;
 use crate::CpuState;
 use std::mem::offset_of;
 
@@ -142,7 +143,7 @@ pub struct Hot {
     pub ready: Ready,
     /// See there.
     pub known: Known,
-    /// Where a string thunk goes on.
+    /// Where a thunk that comes back goes on (see [`super::emit::Emitter::call`]).
     pub behind: u64,
     /// The jump cache of the mode that SYSRET leads to.
     pub program_jump: u64,
@@ -158,6 +159,8 @@ pub struct Hot {
     pub searching: u64,
     /// The addends that groups of accesses share; see `groups`.
     pub groups: [u64; GROUP_SLOTS],
+    /// The linear address of an operand of XSAVEC or XRSTOR.
+    pub operand: u64,
     /// Holds a value between the two memory accesses of one instruction.
     pub temporary: u64,
     /// What an indirect call's return address has overwritten, should the call fault after all.
@@ -167,6 +170,9 @@ pub struct Hot {
     pub fault: HostFault,
     /// Operands of instructions that are executed precisely.
     pub bounce: Bounce,
+    /// What XSAVEC looks at, and what XRSTOR takes an initial configuration from.
+    pub xsave_area: Area,
+    pub initial_area: Area,
     pub sets: [ModeSet; SETS],
 }
 
@@ -232,6 +238,9 @@ impl Field {
     pub const TEMPORARY: u32 = offset_of!(Hot, temporary) as u32;
     pub const OVERWRITTEN: u32 = offset_of!(Hot, overwritten) as u32;
     pub const HOST_MXCSR: u32 = offset_of!(Hot, host_mxcsr) as u32;
+    pub const OPERAND: u32 = offset_of!(Hot, operand) as u32;
+    pub const XSAVE_AREA: u32 = offset_of!(Hot, xsave_area) as u32;
+    pub const INITIAL_AREA: u32 = offset_of!(Hot, initial_area) as u32;
     pub const BOUNCE: u32 = offset_of!(Hot, bounce) as u32;
     pub const fn set(n: usize) -> u32 {
         (offset_of!(Hot, sets) + n * size_of::<ModeSet>()) as u32

@@ -63,6 +63,7 @@ mod used;
 mod vcpu;
 mod writers;
 mod x87;
+mod xstate;
 
 pub use contexts::PROCESSORS_MAX;
 pub use vcpu::{CpuError, Exit, Statistics, Vcpu, VcpuConfig};

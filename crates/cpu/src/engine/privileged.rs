@@ -15,6 +15,7 @@ use super::fast_calls;
 use super::hot::Field;
 use super::regs::{self, home};
 use super::returns;
+use super::xstate;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use x86::{SegmentIndex, flags};
 
@@ -63,6 +64,7 @@ pub fn emit(e: &mut Emitter, instr: &Instruction, count: u8) -> Option<bool> {
             returns::emit(e);
             return Some(true);
         }
+        Mnemonic::Xsavec64 | Mnemonic::Xrstor64 => xstate::emit(e, instr)?,
         Mnemonic::Mov if instr.op1_kind() == OpKind::Register => return read_selector(e, instr),
         Mnemonic::Rdfsbase if e.mode.has(Mode::FSGSBASE) => read_base(e, instr, SegmentIndex::Fs),
         Mnemonic::Rdgsbase if e.mode.has(Mode::FSGSBASE) => read_base(e, instr, SegmentIndex::Gs),

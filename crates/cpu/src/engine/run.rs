@@ -10,6 +10,7 @@ use super::profile::{self, Work};
 use super::regs;
 use super::signals::{self, Running};
 use super::vcpu::{Exit, Vcpu};
+use super::xstate;
 use crate::core::{Intent, alignment_checked};
 use crate::marks::mark;
 use crate::{Activity, Bus, debug, deliver};
@@ -548,6 +549,9 @@ impl Vcpu {
                         let done = self.interpret_as(bus, &instr, class, budget);
                         if done.is_ok() && instr.mnemonic() == Mnemonic::Iretq && !self.mirror_waits() {
                             self.note_return(bus, mode);
+                        }
+                        if done.is_ok() && xstate::has_thunk(&instr, mode) {
+                            self.fill_for_xstate(bus, mode, &instr);
                         }
                         done
                     }

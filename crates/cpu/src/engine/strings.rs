@@ -16,7 +16,6 @@ use super::asm::{Asm, Fixup32, Mem, Reg, Width};
 use super::blocks::{DecodedId, ExitKind, Mode};
 use super::emit::Emitter;
 use super::hot::{Field, TLB_ENTRIES};
-use super::moves::Kind;
 use super::regs;
 use super::thunks::{put_flags_aside, restore_flags};
 use crate::marks::mark;
@@ -141,13 +140,7 @@ pub fn emit(e: &mut Emitter, shape: Shape) {
     e.release();
     let id = e.exit_for(e.insn, ExitKind::Interpret { decoded: DecodedId::NONE });
     e.asm.mov_exit(id.0);
-    let (behind, thunk) = (e.field(Field::BEHIND), e.thunks.strings[set][shape.index()]);
-    e.asm.store_imm(Width::W64, behind, 0);
-    e.asm.note_word(Kind::Own);
-    let address = e.asm.code.len() - 4;
-    e.asm.jmp(thunk);
-    let here = e.asm.here().to_le_bytes();
-    e.asm.code[address..][..4].copy_from_slice(&here);
+    e.call(e.thunks.strings[set][shape.index()]);
 }
 
 /// Emits the thunks of all shapes. They are entered with the exit index in ECX, and go on at

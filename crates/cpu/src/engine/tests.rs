@@ -14,6 +14,7 @@ mod returns;
 mod stack;
 mod strings;
 mod table_stores;
+mod xstate;
 
 use super::contexts::PROCESSORS_MAX;
 use super::vcpu::{Exit, Vcpu, VcpuConfig};

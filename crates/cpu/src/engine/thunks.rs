@@ -13,6 +13,7 @@ use super::hot::{
 use super::regs;
 use super::strings::{self, StringThunks};
 use super::table_stores;
+use super::xstate::{self, XstateThunks};
 use std::mem::offset_of;
 
 /// Addresses of the doors.
@@ -31,6 +32,8 @@ pub struct Thunks {
     pub fast_calls: FastCalls,
     /// MOVS and STOS.
     pub strings: StringThunks,
+    /// XSAVEC and XRSTOR, where the host has AVX.
+    pub xstate: Option<XstateThunks>,
 }
 
 const CALLEE_SAVED: [Reg; 6] = [Reg(3), Reg(5), Reg(12), Reg(13), Reg(14), Reg(15)];
@@ -87,7 +90,8 @@ pub fn emit(asm: &mut Asm, base: u32, avx: bool) -> Thunks {
     let strings = strings::thunks(asm, base, exit, &search);
     let indirect = std::array::from_fn(|set| look_behind(asm, base, exit, set));
     let fast_calls = fast_calls::thunks(asm, base, exit);
-    Thunks { enter, exit, search, indirect, fast_calls, strings }
+    let xstate = avx.then(|| xstate::thunks(asm, base, exit, search[KERNEL]));
+    Thunks { enter, exit, search, indirect, fast_calls, strings, xstate }
 }
 
 /// Emits the search of a spill table: with the access's address in R10, its last byte's in R11 and

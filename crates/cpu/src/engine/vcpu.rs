@@ -165,6 +165,7 @@ impl Vcpu {
         unsafe {
             std::ptr::write(&raw mut (*arena.hot()).state, CpuState::power_on());
             (*arena.hot()).stack_at = stack::NOWHERE;
+            (*arena.hot()).initial_area.initialize();
         }
         let v3 = config.model.level >= Level::V3;
         Ok(Self {

@@ -17,14 +17,14 @@ mod identify;
 mod interrupt;
 mod legacy;
 mod msr;
-mod operand;
+pub(crate) mod operand;
 mod port;
 mod segment;
 mod table;
 pub(crate) mod task;
 mod virtual_8086;
 mod x87;
-mod xstate;
+pub(crate) mod xstate;
 
 pub(crate) use far::DROPPED;
 pub(crate) use fast_call::{SYSRET_FLAGS, syscall_segments, sysret_segments};

@@ -19,15 +19,15 @@ use x86::cpuid::xsave_size;
 use x86::{Exception, gpr};
 
 /// Offset of MXCSR; its mask follows.
-const MXCSR_AT: usize = 24;
+pub(crate) const MXCSR_AT: usize = 24;
 /// Offset of XMM0.
-const XMM_AT: usize = 160;
+pub(crate) const XMM_AT: usize = 160;
 /// Offset of the XSAVE header: XSTATE_BV, XCOMP_BV, reserved bytes.
-const HEADER_AT: usize = 512;
+pub(crate) const HEADER_AT: usize = 512;
 /// Offset of the upper halves of the YMM registers.
-const YMM_HIGH_AT: usize = 576;
+pub(crate) const YMM_HIGH_AT: usize = 576;
 /// XCOMP_BV bit: the layout is compacted.
-const COMPACTED: u64 = 1 << 63;
+pub(crate) const COMPACTED: u64 = 1 << 63;
 
 impl Fpu {
     /// XINUSE: the components not in their initial configuration.

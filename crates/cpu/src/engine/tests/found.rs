@@ -4,7 +4,7 @@ use super::*;
 use crate::Watch;
 
 /// An IDT whose gate for `vector` leads to a HLT at `STACK`; R15 then points to the frame pushed.
-fn catch(g: &mut Guest, vector: u64) {
+pub(super) fn catch(g: &mut Guest, vector: u64) {
     const IDT: u64 = 0x4_0000;
     let low = STACK & 0xffff | 8 << 16 | 0x8e00 << 32 | (STACK >> 16 & 0xffff) << 48;
     assert!(g.board.ram.write_u64(GuestPhys(IDT + 16 * vector), low));
