@@ -5,7 +5,7 @@
 //! | `regs` | where guest registers live; the budget register |
 //! | `arena`, `hot` | the memory below 2 GiB that translated code runs in and talks to |
 //! | `thunks`, `signals`, `x87` | crossing between Rust and translated code |
-//! | `asm`, `emit`, `plain`, `strings`, `privileged`, `fast_calls`, `returns`, `translate`, `classify` | the translator |
+//! | `asm`, `emit`, `plain`, `strings`, `xstate`, `privileged`, `fast_calls`, `returns`, `translate`, `classify` | the translator |
 //! | `mirror`, `mirrored` | programs' memory at their own addresses in this process, without checks |
 //! | `moves`, `copies`, `slides`, `compare` | blocks copied or slid for programs that have the same pages elsewhere |
 //! | `groups`, `stack`, `used` | which accesses share a check, or need none, and what instructions use |
