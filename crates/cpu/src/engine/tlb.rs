@@ -549,10 +549,12 @@ impl Tlb {
         // In one address space only? Then the direct-mapped tables hold it only if that is current.
         let only = range.root.filter(|_| range.is_low());
         let shown = only.is_none_or(|root| root == self.spaces.current_root());
+        // What the kernel's own set has of the lower half is in its direct-mapped table alone (see [`show_data`]).
+        let nothing = |set: usize| set == KERNEL && range.is_low() && !self.sets[set].local_data;
         for kind in [Kind::Read, Kind::Write] {
             let ways = self.ways(only, kind);
-            for (set, side) in hot(arena).sets.iter_mut().zip(&self.sets) {
-                if side.mode != Mode::default() {
+            for (number, set) in hot(arena).sets.iter_mut().enumerate() {
+                if self.sets[number].mode != Mode::default() && !nothing(number) {
                     addresses().for_each(|virt| drop_data(set, kind, virt, ways.clone()));
                 }
             }
