@@ -291,7 +291,7 @@ impl Vcpu {
         let core = self.core(bus);
         let Ok(at) = operand::address(&core, instr, xstate::END, write) else { return };
         for at in [at, at.wrapping_add(xstate::END as u64 - 1)] {
-            // It has been accessed there, so that no fault can be expected; but only the next execution would make one.
+            // It has just been accessed there. If there were a fault, it would be for the next execution to make.
             _ = self.fill(bus, mode, GuestVirt(at), write, |_| true);
         }
     }
