@@ -271,8 +271,12 @@ impl<'a> Emitter<'a> {
         self.asm.jmp(self.thunks.exit);
     }
 
-    /// Goes to a thunk that comes back by `Hot::behind`.
+    /// Goes to a thunk that does this instruction and comes back by `Hot::behind`, or leaves it to Rust by the exit
+    /// whose index is in ECX.
     pub fn call(&mut self, thunk: u32) {
+        self.release();
+        let id = self.exit_for(self.insn, ExitKind::Interpret { decoded: DecodedId::NONE });
+        self.asm.mov_exit(id.0);
         let behind = self.field(Field::BEHIND);
         self.asm.store_imm(Width::W64, behind, 0);
         self.asm.note_word(Kind::Own);

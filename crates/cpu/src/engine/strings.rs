@@ -13,11 +13,11 @@
 //! iteration can change what the instruction or its operands were reached by.
 
 use super::asm::{Asm, Fixup32, Mem, Reg, Width};
-use super::blocks::{DecodedId, ExitKind, Mode};
+use super::blocks::Mode;
 use super::emit::Emitter;
-use super::hot::{Field, TLB_ENTRIES};
+use super::hot::Field;
 use super::regs;
-use super::thunks::{put_flags_aside, restore_flags};
+use super::thunks::{look_up_page, put_flags_aside, restore_flags};
 use crate::marks::mark;
 use base::PAGE_SIZE;
 use iced_x86::{Code, Instruction, OpKind, Register};
@@ -137,9 +137,6 @@ pub fn emit(e: &mut Emitter, shape: Shape) {
     mark!(StringThunk);
     let set = e.mode.set();
     debug_assert!(e.mode.is64() && set < STRING_SETS && !e.mode.has(Mode::PRECISE));
-    e.release();
-    let id = e.exit_for(e.insn, ExitKind::Interpret { decoded: DecodedId::NONE });
-    e.asm.mov_exit(id.0);
     e.call(e.thunks.strings[set][shape.index()]);
 }
 
@@ -265,14 +262,8 @@ impl Thunk<'_> {
         self.asm.lea(Width::W64, Reg::R11, Mem::base_index(at, Reg::R10, -1));
         self.asm.bytes(&[0x49, 0x31, 0xc3 | n, 0x49, 0xc1, 0xeb, 12]); // xor r11, at; shr r11, 12
         let crossing = self.asm.jcc_forward(5);
-        self.asm.bytes(&[0x49, 0x89, 0xc3 | n, 0x49, 0xc1, 0xeb, 12]); // mov r11, at; shr r11, 12
-        const { assert!(TLB_ENTRIES == 256) };
-        self.asm.movzx8(Reg::R11, Reg::R11);
-        self.asm.bytes(&[0x48, 0x89, 0xc1 | n, 0x48, 0x81, 0xe1, 0, 0xf0, 0xff, 0xff]); // mov rcx, at; and rcx, -4096
-        self.asm.load(Width::W64, Reg::RAX, Mem::table(table + Field::TAG, Reg::R11));
-        self.asm.bytes(&[0x48, 0x01, 0xc8]); // add rax, rcx
-        unknown.push(Unknown { from: self.asm.jcc_forward(5), at, write });
-        self.asm.load(Width::W64, Reg::R11, Mem::table(table + Field::ADDEND, Reg::R11));
+        self.asm.mov(Width::W64, Reg::RCX, at);
+        unknown.push(Unknown { from: look_up_page(self.asm, table), at, write });
         crossing
     }
 

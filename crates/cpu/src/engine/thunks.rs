@@ -5,7 +5,7 @@
 //! absolutely. Where each register lives is `regs`'s business; the stack pointer is the guest's
 //! while translated code runs, so nothing of ours may push, and signals use an alternate stack.
 
-use super::asm::{Asm, Mem, Reg, Width};
+use super::asm::{Asm, Fixup32, Mem, Reg, Width};
 use super::fast_calls::{self, FastCalls};
 use super::hot::{
     Field, KERNEL, LIFTED, SETS, SPILL_ENTRIES, SPILL_FOLD, SPREAD, SPREAD_SHIFT, SpillEntry, TLB_ENTRIES,
@@ -180,6 +180,21 @@ fn look_behind(asm: &mut Asm, base: u32, exit: u32, set: usize) -> u32 {
     restore_flags(asm, base);
     asm.jmp(exit);
     start
+}
+
+/// Emits a look at a direct-mapped `table` of data translations: the addend of the page that the address in RCX is on to
+/// R11; the way taken if the table does not have it. RAX and RCX are lost, and so are status flags.
+pub fn look_up_page(asm: &mut Asm, table: u32) -> Fixup32 {
+    asm.mov(Width::W64, Reg::R11, Reg::RCX);
+    asm.bytes(&[0x49, 0xc1, 0xeb, 12]); // shr r11, 12
+    const { assert!(TLB_ENTRIES == 256) };
+    asm.movzx8(Reg::R11, Reg::R11);
+    asm.bytes(&[0x48, 0x81, 0xe1, 0, 0xf0, 0xff, 0xff]); // and rcx, -4096
+    asm.load(Width::W64, Reg::RAX, Mem::table(table + Field::TAG, Reg::R11));
+    asm.bytes(&[0x48, 0x01, 0xc8]); // add rax, rcx
+    let unknown = asm.jcc_forward(5);
+    asm.load(Width::W64, Reg::R11, Mem::table(table + Field::ADDEND, Reg::R11));
+    unknown
 }
 
 /// Puts RAX and the status flags aside, the latter into AX too.

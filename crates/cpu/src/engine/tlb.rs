@@ -535,7 +535,9 @@ impl Tlb {
             return;
         }
         self.drops.all += 1;
-        if !range.is_low() || self.sets[KERNEL].local_data {
+        // What the kernel's own set has of the lower half is in its direct-mapped table alone (see [`show_data`]).
+        let kernels = !range.is_low() || self.sets[KERNEL].local_data;
+        if kernels {
             self.drops.kernels += 1;
         }
         if range.pages > LARGE_RANGE {
@@ -549,12 +551,10 @@ impl Tlb {
         // In one address space only? Then the direct-mapped tables hold it only if that is current.
         let only = range.root.filter(|_| range.is_low());
         let shown = only.is_none_or(|root| root == self.spaces.current_root());
-        // What the kernel's own set has of the lower half is in its direct-mapped table alone (see [`show_data`]).
-        let nothing = |set: usize| set == KERNEL && range.is_low() && !self.sets[set].local_data;
         for kind in [Kind::Read, Kind::Write] {
             let ways = self.ways(only, kind);
             for (number, set) in hot(arena).sets.iter_mut().enumerate() {
-                if self.sets[number].mode != Mode::default() && !nothing(number) {
+                if self.sets[number].mode != Mode::default() && (number != KERNEL || kernels) {
                     addresses().for_each(|virt| drop_data(set, kind, virt, ways.clone()));
                 }
             }

@@ -11,10 +11,10 @@
 //! differ in that. (Layout and meaning: Intel SDM vol. 1, 13.4, 13.5.2, 13.8 and 13.10.)
 
 use super::asm::{Asm, Fixup32, Mem, Reg, Width};
-use super::blocks::{DecodedId, ExitKind, Mode};
+use super::blocks::Mode;
 use super::emit::Emitter;
-use super::hot::{Field, KERNEL, TLB_ENTRIES};
-use super::thunks::{put_flags_aside, restore_flags};
+use super::hot::{Field, KERNEL};
+use super::thunks::{look_up_page, put_flags_aside, restore_flags};
 use crate::fpu::{FCW_INIT, MXCSR_MASK, ST_AT};
 use crate::marks::mark;
 use crate::reset::MXCSR_RESET;
@@ -62,9 +62,6 @@ pub fn emit(e: &mut Emitter, instr: &Instruction) -> Option<()> {
     let ea = e.address(instr)?;
     mark!(XstateThunk);
     ea.load(&mut e.asm, Reg::R10);
-    e.release();
-    let id = e.exit_for(e.insn, ExitKind::Interpret { decoded: DecodedId::NONE });
-    e.asm.mov_exit(id.0);
     e.call(thunk);
     Some(())
 }
@@ -251,16 +248,7 @@ impl Thunk<'_> {
     fn look_up(&mut self, offset: usize, write: bool) -> Fixup32 {
         let table = self.base + Field::set(KERNEL) + Field::data(write);
         self.asm.lea(Width::W64, Reg::RCX, operand(offset));
-        self.asm.mov(Width::W64, Reg::R11, Reg::RCX);
-        self.asm.bytes(&[0x49, 0xc1, 0xeb, 12]); // shr r11, 12
-        const { assert!(TLB_ENTRIES == 256) };
-        self.asm.movzx8(Reg::R11, Reg::R11);
-        self.asm.bytes(&[0x48, 0x81, 0xe1, 0, 0xf0, 0xff, 0xff]); // and rcx, -4096
-        self.asm.load(Width::W64, Reg::RAX, Mem::table(table + Field::TAG, Reg::R11));
-        self.asm.bytes(&[0x48, 0x01, 0xc8]); // add rax, rcx
-        let unknown = self.asm.jcc_forward(JNE);
-        self.asm.load(Width::W64, Reg::R11, Mem::table(table + Field::ADDEND, Reg::R11));
-        unknown
+        look_up_page(self.asm, table)
     }
 
     /// Searches the spill table for that page, to begin again if it is there.
