@@ -67,6 +67,11 @@ pub enum GuestError {
 }
 
 impl GuestError {
+    /// Whether fresh package lists may help: the ones at hand are missing, or older than the mirror.
+    pub(crate) fn may_be_of_old_lists(&self) -> bool {
+        matches!(self, GuestError::NoPackage { .. } | GuestError::Tool { .. })
+    }
+
     /// For `map_err`: puts the path beside the host's reason.
     pub(crate) fn at(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> GuestError {
         let path = path.as_ref().to_path_buf();

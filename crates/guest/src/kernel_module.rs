@@ -68,26 +68,41 @@ pub fn build_module(
 }
 
 /// The folder to build modules in for the cached guest's kernel, fetched if it is not there.
+///
+/// Debian's archive keeps signed kernels for longer than their headers. When those of the cached guest
+/// are gone, the newest guest takes its place, as after `hindsight guest fetch`.
 fn headers(cache: &Cache, flavour: Flavour, notice: Notice) -> Result<PathBuf, GuestError> {
     let kernel = kernel_package(&SmallGuest::obtain(cache, flavour, notice)?)?;
-    let name = format!("{}_{}", headers_name(&kernel.name), kernel.version);
-    let folder = |root: PathBuf| root.join("usr/src").join(headers_name(&kernel.name));
-    if cache.path(&name).is_dir() {
-        return Ok(folder(cache.path(&name)));
+    if let Some(folder) = cached_headers(cache, &kernel) {
+        return Ok(folder);
     }
     let guard = cache.lock()?;
-    if !cache.path(&name).is_dir() {
-        let fetched = fetch(&Apt::of_host()?, &guard, &kernel, &name, notice);
-        match fetched {
-            Err(GuestError::NoPackage { .. } | GuestError::Tool { .. }) => {
-                let lists = guard.scratch("apt")?;
-                let fresh = Apt::with_fresh_lists(&lists.folder("state")?, notice)?;
-                fetch(&fresh, &guard, &kernel, &name, notice)?;
-            }
-            other => other?,
-        }
+    match fetch(&Apt::of_host()?, cache, &guard, &kernel, notice) {
+        Err(error) if error.may_be_of_old_lists() => {}
+        fetched => return fetched,
     }
-    Ok(folder(cache.path(&name)))
+    let lists = guard.scratch("apt")?;
+    let fresh = Apt::with_fresh_lists(&lists.folder("state")?, notice)?;
+    let gone = match fetch(&fresh, cache, &guard, &kernel, notice) {
+        Err(error) if error.may_be_of_old_lists() => error,
+        fetched => return fetched,
+    };
+    let newest = kernel_package(&SmallGuest::build_with(&fresh, cache, &guard, flavour, notice)?)?;
+    if newest == kernel {
+        return Err(gone);
+    }
+    notice(&format!("guests run {} from now on, since {} has no headers any more", newest.name, kernel.name));
+    fetch(&fresh, cache, &guard, &newest, notice)
+}
+
+/// The cache's entry for the headers of a kernel.
+fn entry_name(kernel: &Package) -> String {
+    format!("{}_{}", headers_name(&kernel.name), kernel.version)
+}
+
+fn cached_headers(cache: &Cache, kernel: &Package) -> Option<PathBuf> {
+    let entry = cache.path(&entry_name(kernel));
+    entry.is_dir().then(|| entry.join("usr/src").join(headers_name(&kernel.name)))
 }
 
 fn headers_name(image: &str) -> String {
@@ -106,7 +121,17 @@ fn kernel_package(guest: &SmallGuest) -> Result<Package, GuestError> {
     Ok(Package { name: name.to_owned(), version: version.to_owned() })
 }
 
-fn fetch(apt: &Apt, guard: &Guard, kernel: &Package, name: &str, notice: Notice) -> Result<(), GuestError> {
+/// Returns the folder of a kernel's headers, and fetches them unless another process has by now.
+fn fetch(
+    apt: &Apt,
+    cache: &Cache,
+    guard: &Guard,
+    kernel: &Package,
+    notice: Notice,
+) -> Result<PathBuf, GuestError> {
+    if let Some(folder) = cached_headers(cache, kernel) {
+        return Ok(folder);
+    }
     let odd = |what: &str| GuestError::Odd { package: kernel.name.clone(), what: what.to_owned() };
     let release = kernel.name.strip_prefix("linux-image-").ok_or_else(|| odd("kernel version"))?;
     // 6.1.0-56-cloud-amd64: version, ABI number, flavour.
@@ -126,8 +151,8 @@ fn fetch(apt: &Apt, guard: &Guard, kernel: &Package, name: &str, notice: Notice)
     let makefile = built.join("usr/src").join(headers_name(&kernel.name)).join("Makefile");
     let include = format!("include $(dir $(lastword $(MAKEFILE_LIST)))../{common}/Makefile\n");
     fs::write(&makefile, include).map_err(GuestError::at(&makefile))?;
-    guard.publish(&built, name)?;
-    Ok(())
+    let entry = guard.publish(&built, &entry_name(kernel))?;
+    Ok(entry.join("usr/src").join(headers_name(&kernel.name)))
 }
 
 fn copy_folder(from: &Path, to: &Path) -> Result<(), GuestError> {

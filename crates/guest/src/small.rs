@@ -53,24 +53,33 @@ impl SmallGuest {
     }
 
     fn build(cache: &Cache, guard: &Guard, flavour: Flavour, notice: Notice) -> Result<Self, GuestError> {
-        let host = Apt::of_host()?;
-        let first = Self::build_with(&host, cache, guard, flavour, notice);
-        let built = match first {
-            Ok(built) => built,
+        match Self::build_with(&Apt::of_host()?, cache, guard, flavour, notice) {
             // The host's lists are missing, or name versions that the mirror no longer has.
-            Err(GuestError::NoPackage { .. } | GuestError::Tool { .. }) => {
+            Err(error) if error.may_be_of_old_lists() => {
                 let lists = guard.scratch("apt")?;
                 let fresh = Apt::with_fresh_lists(&lists.folder("state")?, notice)?;
-                Self::build_with(&fresh, cache, guard, flavour, notice)?
+                Self::build_with(&fresh, cache, guard, flavour, notice)
             }
-            Err(error) => return Err(error),
-        };
+            built => built,
+        }
+    }
+
+    /// Makes the newest guest that `apt` knows the one that [`Self::obtain`] finds, and builds it if it
+    /// is not in the cache yet.
+    pub(crate) fn build_with(
+        apt: &Apt,
+        cache: &Cache,
+        guard: &Guard,
+        flavour: Flavour,
+        notice: Notice,
+    ) -> Result<Self, GuestError> {
+        let built = Self::entry(apt, cache, guard, flavour, notice)?;
         guard.point(&alias(flavour), &built)?;
         Ok(Self::in_folder(&cache.path(&built)))
     }
 
     /// Builds and publishes what is not in the cache yet; returns the entry's name.
-    fn build_with(
+    fn entry(
         apt: &Apt,
         cache: &Cache,
         guard: &Guard,

@@ -1,6 +1,8 @@
 //! Boots a guest under QEMU's translator: our machine is not trusted to judge what the guest maker
 //! makes. Needs apt and QEMU, as CI has them; `HINDSIGHT_TEST_CACHE` names a cache folder to reuse.
 
+#![allow(dead_code)] // each test file needs some of it
+
 use guest::job::{self, Job, Report, ReportReader};
 use guest::{Cache, Flavour, SmallGuest};
 use std::io::Write;
