@@ -24,7 +24,7 @@ use super::blocks::{
     PageId,
 };
 use super::entered::is_open;
-use super::hot::{CODE_SLOTS, Field, TLB_ENTRIES, code_slot};
+use super::hot::{CODE_SLOTS, Field, code_slot, tlb_entries};
 use super::mirror::Mirror;
 use super::moves::{Kind, Moves, is_movable};
 use super::vcpu::Vcpu;
@@ -254,7 +254,7 @@ impl Mend<'_> {
                 outside.wrapping_add(4 * new).wrapping_sub(4 * slot)
             }
             Kind::Slot => {
-                let slots = TLB_ENTRIES as u32;
+                let slots = tlb_entries(self.key.mode.set()) as u32;
                 let tables = self.arena.base() + Field::set(self.key.mode.set()) + Field::data(false);
                 let slot = outside.wrapping_add(at + 4).wrapping_sub(tables) / 8 % slots;
                 let new = slot.wrapping_add((self.slide >> 12) as u32) % slots;

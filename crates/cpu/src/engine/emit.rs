@@ -23,7 +23,7 @@
 //!
 //! ```text
 //!   lea   r10, [address]                           unless it is a register and a displacement
-//!   shrx  r11, r10, r15 ; movzx r11d, r11b         slot (r15's low bits are 12)
+//!   shrx  r11, r10, r15 ; movzx r11d, r11b         slot (r15's low bits are 12); r11w in the kernel's set
 //!   mov   rcx, [tags + r11*8]                      minus the page's address
 //!   lea   rcx, [rcx + r10 + size-1]                offset of the last byte, if it is that page
 //!   shrx  rcx, rcx, r15
@@ -41,7 +41,7 @@ use super::mirror::{GUARD_LOAD, REACH};
 use super::moves::Kind;
 use super::regs;
 use super::stack::{Move, is_short};
-use super::thunks::Thunks;
+use super::thunks::{Thunks, cut_to_slot};
 use super::translate::Place;
 use crate::marks::mark;
 use iced_x86::{Instruction, Register};
@@ -644,7 +644,7 @@ impl<'a> Emitter<'a> {
         let reach = size as i32 - 1;
         let miss = Miss { ea, size, write, leader, behind: 0 };
         if let Some(value) = ea.constant {
-            let slot = 8 * tlb_slot(value >> 12) as u32;
+            let slot = 8 * tlb_slot(self.mode.set(), value >> 12) as u32;
             let kind = if ea.relative { Kind::Slot } else { Kind::Outside };
             self.asm.load(Width::W64, Reg::RCX, Mem::abs(tags + slot));
             self.asm.notes.last_is(kind);
@@ -665,7 +665,7 @@ impl<'a> Emitter<'a> {
             }
         };
         self.asm.shrx(Reg::R11, page_source, regs::BUDGET);
-        self.asm.movzx8(Reg::R11, Reg::R11);
+        cut_to_slot(&mut self.asm, self.mode.set(), Reg::R11);
         self.asm.load(Width::W64, Reg::RCX, Mem::table(tags, Reg::R11));
         self.asm.lea(Width::W64, Reg::RCX, ea.plus(Reg::RCX, reach));
         self.tag_test(miss, true);

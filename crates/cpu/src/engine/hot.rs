@@ -13,8 +13,13 @@ use super::xstate::Area;
 use crate::CpuState;
 use std::mem::offset_of;
 
-/// Entries of a data TLB (the index is an 8-bit zero extension: the cheapest without flags).
-pub const TLB_ENTRIES: usize = 256;
+/// Entries of a data TLB: its index is a zero extension, the cheapest without flags, of 16 bits in the kernel's own set,
+/// which is not emptied when the address space changes, and of 8 bits elsewhere.
+pub const fn tlb_entries(set: usize) -> usize {
+    if set == KERNEL { TLB_ENTRIES_MAX } else { 1 << 8 }
+}
+/// See there. Each set has room for so many; what it does not use is never touched, so no memory of the host's.
+const TLB_ENTRIES_MAX: usize = 1 << 16;
 /// Slots that say which translated page stands behind a virtual page.
 pub const CODE_SLOTS: usize = 8192;
 /// Entries of the jump cache (the index is a 16-bit zero extension of the target).
@@ -49,9 +54,9 @@ pub struct JumpEntry {
 #[repr(C, align(64))]
 pub struct DataTlb {
     /// Minus the page address.
-    pub tag: [u64; TLB_ENTRIES],
+    pub tag: [u64; TLB_ENTRIES_MAX],
     /// Host address less guest address.
-    pub addend: [u64; TLB_ENTRIES],
+    pub addend: [u64; TLB_ENTRIES_MAX],
 }
 
 /// A translation kept beside the direct-mapped table.
@@ -280,8 +285,8 @@ impl Field {
 /// slot 0, of that page, and the last slot, of the page at the end of the address space, from which
 /// an access can run over into page zero. They get the tag of page two, which only accesses that
 /// begin on pages one and two can match, and those look at other slots.
-pub const fn empty_tag(slot: usize) -> u64 {
-    if slot == 0 || slot == TLB_ENTRIES - 1 { 0x2000_u64.wrapping_neg() } else { 0 }
+pub const fn empty_tag(set: usize, slot: usize) -> u64 {
+    if slot == 0 || slot == tlb_entries(set) - 1 { 0x2000_u64.wrapping_neg() } else { 0 }
 }
 
 /// What jump targets are multiplied with to spread them.
@@ -305,9 +310,9 @@ pub const fn spill_way_offset(generation: u64) -> u64 {
     (spill_way(generation) * SPILL_WAY) as u64
 }
 
-/// The slot of a virtual page in a data TLB.
-pub const fn tlb_slot(page: u64) -> usize {
-    page as usize % TLB_ENTRIES
+/// The slot of a virtual page in the data TLBs of a set.
+pub const fn tlb_slot(set: usize, page: u64) -> usize {
+    page as usize % tlb_entries(set)
 }
 
 /// By how many bits a page's number is shifted and folded into its slot of a spill table. The kernel knows

@@ -263,7 +263,7 @@ impl Thunk<'_> {
         self.asm.bytes(&[0x49, 0x31, 0xc3 | n, 0x49, 0xc1, 0xeb, 12]); // xor r11, at; shr r11, 12
         let crossing = self.asm.jcc_forward(5);
         self.asm.mov(Width::W64, Reg::RCX, at);
-        unknown.push(Unknown { from: look_up_page(self.asm, table), at, write });
+        unknown.push(Unknown { from: look_up_page(self.asm, self.set, table), at, write });
         crossing
     }
 

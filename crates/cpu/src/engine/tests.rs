@@ -17,6 +17,7 @@ mod table_stores;
 mod xstate;
 
 use super::contexts::PROCESSORS_MAX;
+use super::hot::{KERNEL, tlb_entries};
 use super::vcpu::{Exit, Vcpu, VcpuConfig};
 use crate::{Bus, CpuState};
 use base::{GuestPhys, Position};
@@ -329,11 +330,20 @@ fn string_moves_count_their_iterations() {
     assert_eq!(g.reg(gpr::RSI), CODE + 0x1000);
 }
 
+/// As many bytes as the pages of a data TLB's slots: 256 MB.
+const ALIAS: u64 = (tlb_entries(KERNEL) as u64) << 12;
+
+/// Maps the lowest 2 MB a second time, at [`ALIAS`].
+fn show_low_memory_again(guest: &mut Guest) {
+    let entry = GuestPhys(TABLES + 0x2000 + 8 * (ALIAS >> 21));
+    assert!(guest.board.ram.write_u64(entry, TABLES + 0x3000 + 3));
+}
+
 #[test]
 fn operands_in_two_pages_that_want_the_same_tlb_entry_do_not_miss_by_turns_for_ever() {
-    // The stack's page, and the page one TLB further on.
+    // The stack's page, and what the guest has one TLB further on: the same memory.
     let stack_page = (STACK - 8) & !0xfff;
-    let pointer = stack_page + ((super::hot::TLB_ENTRIES as u64) << 12);
+    let pointer = stack_page + ALIAS;
     let mut guest = Guest::program(|a| {
         a.mov(rsp, STACK).unwrap();
         a.mov(rax, pointer).unwrap();
@@ -341,7 +351,8 @@ fn operands_in_two_pages_that_want_the_same_tlb_entry_do_not_miss_by_turns_for_e
         a.pop(rbx).unwrap();
         a.hlt().unwrap();
     });
-    assert!(guest.board.ram.write_u64(GuestPhys(pointer), 0x1234_5678_9abc));
+    show_low_memory_again(&mut guest);
+    assert!(guest.board.ram.write_u64(GuestPhys(stack_page), 0x1234_5678_9abc));
     assert_eq!(guest.run(), Exit::Halted);
     assert_eq!(guest.reg(gpr::RBX), 0x1234_5678_9abc);
     assert_eq!(guest.cpu.state().retired, 5);

@@ -8,7 +8,7 @@
 use super::asm::{Asm, Fixup32, Mem, Reg, Width};
 use super::fast_calls::{self, FastCalls};
 use super::hot::{
-    Field, KERNEL, LIFTED, SETS, SPILL_ENTRIES, SPILL_FOLD, SPREAD, SPREAD_SHIFT, SpillEntry, TLB_ENTRIES,
+    Field, KERNEL, LIFTED, SETS, SPILL_ENTRIES, SPILL_FOLD, SPREAD, SPREAD_SHIFT, SpillEntry, tlb_entries,
 };
 use super::regs;
 use super::strings::{self, StringThunks};
@@ -144,8 +144,7 @@ fn search(asm: &mut Asm, base: u32, exit: u32, set: usize, write: bool) -> u32 {
     let missing = asm.jcc_forward(5);
     asm.bytes(&[0x48, 0x25, 0, 0xf0, 0xff, 0xff, 0x48, 0xf7, 0xd8]); // and rax, -4096; neg rax
     asm.bytes(&[0x49, 0xc1, 0xea, 12]); // shr r10, 12
-    const { assert!(TLB_ENTRIES == 256) };
-    asm.movzx8(Reg::R10, Reg::R10);
+    cut_to_slot(asm, set, Reg::R10);
     asm.store(Width::W64, Mem::table(tlb + Field::TAG, Reg::R10), Reg::RAX);
     asm.load(Width::W64, Reg::RAX, part(offset_of!(SpillEntry, addend) as u32));
     asm.store(Width::W64, Mem::table(tlb + Field::ADDEND, Reg::R10), Reg::RAX);
@@ -182,13 +181,21 @@ fn look_behind(asm: &mut Asm, base: u32, exit: u32, set: usize) -> u32 {
     start
 }
 
-/// Emits a look at a direct-mapped `table` of data translations: the addend of the page that the address in RCX is on to
+/// Emits the way from a page's number to its slot in the data TLBs of a set.
+pub fn cut_to_slot(asm: &mut Asm, set: usize, page: Reg) {
+    match tlb_entries(set) {
+        0x100 => asm.movzx8(page, page),
+        0x1_0000 => asm.movzx16(page, page),
+        _ => unreachable!("no zero extension gives this index"),
+    }
+}
+
+/// Emits a look at a direct-mapped `table` of a set's data translations: the addend of the page that the address in RCX is on to
 /// R11; the way taken if the table does not have it. RAX and RCX are lost, and so are status flags.
-pub fn look_up_page(asm: &mut Asm, table: u32) -> Fixup32 {
+pub fn look_up_page(asm: &mut Asm, set: usize, table: u32) -> Fixup32 {
     asm.mov(Width::W64, Reg::R11, Reg::RCX);
     asm.bytes(&[0x49, 0xc1, 0xeb, 12]); // shr r11, 12
-    const { assert!(TLB_ENTRIES == 256) };
-    asm.movzx8(Reg::R11, Reg::R11);
+    cut_to_slot(asm, set, Reg::R11);
     asm.bytes(&[0x48, 0x81, 0xe1, 0, 0xf0, 0xff, 0xff]); // and rcx, -4096
     asm.load(Width::W64, Reg::RAX, Mem::table(table + Field::TAG, Reg::R11));
     asm.bytes(&[0x48, 0x01, 0xc8]); // add rax, rcx

@@ -20,8 +20,8 @@ use super::blocks::{Mode, PageId};
 use super::entered::{CodeAt, Entered, is_open};
 use super::fast_calls::Family;
 use super::hot::{
-    CODE_SLOTS, DataTlb, Hot, KERNEL, LIFTED, ModeSet, SETS, SPILL_WAYS, SpillEntry, TLB_ENTRIES, code_slot,
-    empty_tag, spill_slot, spill_way, spill_way_offset, tlb_slot,
+    CODE_SLOTS, DataTlb, Hot, KERNEL, LIFTED, ModeSet, SETS, SPILL_WAYS, SpillEntry, code_slot, empty_tag,
+    spill_slot, spill_way, spill_way_offset, tlb_entries, tlb_slot,
 };
 use super::links::empty_jump;
 use super::mirror::{Mirror, Run};
@@ -76,6 +76,10 @@ impl Filled {
         }
     }
 
+    fn forget(&mut self) {
+        self.0.clear();
+    }
+
     /// Those noted since the last time; `None` if they were too many.
     fn take(&mut self) -> Option<std::vec::Drain<'_, u16>> {
         if self.0.len() > Self::FEW {
@@ -98,6 +102,8 @@ struct SetSide {
     /// kernel's sets.
     local_data: bool,
     local_code: bool,
+    /// In which slots the kernel's own set has such data, or too many. Nothing but Rust puts it there.
+    local_slots: Filled,
 }
 
 /// How often translations were dropped.
@@ -168,6 +174,7 @@ impl Tlb {
             used: true,
             local_data: false,
             local_code: false,
+            local_slots: Filled::default(),
         };
         let mut tlb = Self {
             sets: (0..SETS).map(|_| side()).collect(),
@@ -258,6 +265,9 @@ impl Tlb {
         if !is_upper(virt) {
             self.empty_space = None;
             set.local_data = true;
+            if mode.set() == KERNEL {
+                set.local_slots.note(tlb_slot(KERNEL, address.page()));
+            }
         }
     }
 
@@ -316,9 +326,9 @@ impl Tlb {
         write: bool,
         addend: u64,
     ) -> usize {
-        let slot = tlb_slot(virt.page());
+        let slot = tlb_slot(mode.set(), virt.page());
         let table = &mut hot(arena).sets[mode.set()].data[write as usize];
-        table.tag[slot] = empty_tag(slot);
+        table.tag[slot] = empty_tag(mode.set(), slot);
         table.addend[slot] = addend;
         slot
     }
@@ -466,7 +476,7 @@ impl Tlb {
                     self.drops.count();
                     self.mirror.forbid_write(virt);
                     for set in 0..SETS {
-                        drop_data(&mut hot(arena).sets[set], Kind::Write, virt, 0..SPILL_WAYS);
+                        drop_data(set, &mut hot(arena).sets[set], Kind::Write, virt, 0..SPILL_WAYS);
                     }
                 }
             }
@@ -555,7 +565,7 @@ impl Tlb {
             let ways = self.ways(only, kind);
             for (number, set) in hot(arena).sets.iter_mut().enumerate() {
                 if self.sets[number].mode != Mode::default() && (number != KERNEL || kernels) {
-                    addresses().for_each(|virt| drop_data(set, kind, virt, ways.clone()));
+                    addresses().for_each(|virt| drop_data(number, set, kind, virt, ways.clone()));
                 }
             }
         }
@@ -610,7 +620,9 @@ impl Tlb {
     fn clear_local(&mut self, arena: &Arena) {
         for set in 0..SETS {
             let SetSide { used, local_data, local_code, .. } = self.sets[set];
-            if set != 0 && used || local_data {
+            if set == KERNEL && local_data {
+                self.clear_kernels_local_data(arena);
+            } else if set != KERNEL && used {
                 self.clear_data(arena, set);
             }
             if set > 1 && used || local_code {
@@ -692,8 +704,8 @@ impl Tlb {
         self.writers.forget();
         self.mirror.forbid_writes();
         self.renew(arena, Kind::Write);
-        for set in &mut hot(arena).sets {
-            clear_data(&mut set.data[WRITE]);
+        for (number, set) in hot(arena).sets.iter_mut().enumerate() {
+            clear_data(number, &mut set.data[WRITE]);
         }
     }
 
@@ -720,7 +732,19 @@ impl Tlb {
     fn clear_data(&mut self, arena: &Arena, set: usize) {
         self.drops.count();
         self.sets[set].local_data = false;
-        hot(arena).sets[set].data.iter_mut().for_each(clear_data);
+        self.sets[set].local_slots.forget();
+        hot(arena).sets[set].data.iter_mut().for_each(|table| clear_data(set, table));
+    }
+
+    /// Empties the slots of the kernel's own set that have data of one address space: the whole is large.
+    fn clear_kernels_local_data(&mut self, arena: &Arena) {
+        let Some(slots) = self.sets[KERNEL].local_slots.take() else { return self.clear_data(arena, KERNEL) };
+        for slot in slots.map(usize::from) {
+            let tables = &mut hot(arena).sets[KERNEL].data;
+            tables.iter_mut().for_each(|table| table.tag[slot] = empty_tag(KERNEL, slot));
+        }
+        self.drops.count();
+        self.sets[KERNEL].local_data = false;
     }
 
     fn clear_code(&mut self, arena: &Arena, set: usize) {
@@ -789,7 +813,7 @@ fn code_entry(page: u64, way: usize) -> usize {
 fn show_data(arena: &Arena, number: usize, kind: Kind, virt: u64, addend: u64) {
     let set = &mut hot(arena).sets[number];
     let (page, table) = (GuestVirt(virt).page(), kind as usize);
-    let slot = tlb_slot(page);
+    let slot = tlb_slot(number, page);
     set.data[table].tag[slot] = virt.wrapping_neg();
     set.data[table].addend[slot] = addend;
     if is_upper(virt) || number != 0 {
@@ -815,11 +839,11 @@ fn shown_table(arena: &Arena, virt: u64) -> (&mut TablePage, u64) {
 }
 
 /// Drops a page from the tables of one kind, of the tagged one in these ways.
-fn drop_data(set: &mut ModeSet, kind: Kind, virt: u64, ways: std::ops::Range<usize>) {
+fn drop_data(number: usize, set: &mut ModeSet, kind: Kind, virt: u64, ways: std::ops::Range<usize>) {
     let (page, kind) = (GuestVirt(virt).page(), kind as usize);
-    let slot = tlb_slot(page);
+    let slot = tlb_slot(number, page);
     if set.data[kind].tag[slot] == virt.wrapping_neg() {
-        set.data[kind].tag[slot] = empty_tag(slot);
+        set.data[kind].tag[slot] = empty_tag(number, slot);
     }
     for way in &mut set.spill[kind][ways] {
         let spilled = &mut way[spill_slot(page)];
@@ -835,16 +859,13 @@ fn drop_data(set: &mut ModeSet, kind: Kind, virt: u64, ways: std::ops::Range<usi
     }
 }
 
-fn clear_data(table: &mut DataTlb) {
-    table.tag = const {
-        let mut empty = [0; TLB_ENTRIES];
-        let mut slot = 0;
-        while slot < TLB_ENTRIES {
-            empty[slot] = empty_tag(slot);
-            slot += 1;
-        }
-        empty
-    };
+/// Empties a table of a mode set.
+fn clear_data(set: usize, table: &mut DataTlb) {
+    let entries = tlb_entries(set);
+    table.tag[..entries].fill(0);
+    for slot in [0, entries - 1] {
+        table.tag[slot] = empty_tag(set, slot);
+    }
 }
 
 #[allow(clippy::mut_from_ref)]

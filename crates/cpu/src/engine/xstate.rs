@@ -248,7 +248,7 @@ impl Thunk<'_> {
     fn look_up(&mut self, offset: usize, write: bool) -> Fixup32 {
         let table = self.base + Field::set(KERNEL) + Field::data(write);
         self.asm.lea(Width::W64, Reg::RCX, operand(offset));
-        look_up_page(self.asm, table)
+        look_up_page(self.asm, KERNEL, table)
     }
 
     /// Searches the spill table for that page, to begin again if it is there.

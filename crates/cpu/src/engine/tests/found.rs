@@ -70,12 +70,13 @@ fn an_indirect_call_to_a_non_canonical_address_pushes_nothing() {
 fn operands_that_share_a_tlb_slot_do_not_evict_each_other_for_ever() {
     let mut g = Guest::program(|a| {
         a.mov(rsp, DATA + 0x100).unwrap();
-        a.mov(rbx, DATA + 0x10_0000).unwrap(); // 256 pages on
+        a.mov(rbx, DATA + ALIAS).unwrap();
         a.push(qword_ptr(rbx)).unwrap();
         a.pop(rax).unwrap();
         a.hlt().unwrap();
     });
-    assert!(g.board.ram.write_u64(GuestPhys(DATA + 0x10_0000), 0x77));
+    show_low_memory_again(&mut g);
+    assert!(g.board.ram.write_u64(GuestPhys(DATA), 0x77));
     assert_eq!(g.run(), Exit::Halted);
     assert_eq!(g.reg(gpr::RAX), 0x77);
 }
@@ -302,6 +303,54 @@ fn translations_found_again_do_not_outlive_their_address_space() {
     state.gpr[gpr::RBP] = 10;
     assert_eq!(guest.run(), Exit::Halted);
     assert_eq!((guest.reg(gpr::R8), guest.reg(gpr::R9)), (10, 2));
+}
+
+/// The kernel's own set is not emptied when the address space changes: what it has of programs' half is looked for
+/// slot by slot, or everywhere if there is much of it.
+#[test]
+fn what_the_kernels_set_has_of_one_address_space_is_not_found_in_another() {
+    const REGION: u64 = 0x20_0000;
+    for pages in [3_u32, 700] {
+        let mut guest = Guest::program(|a| {
+            let (mut top, mut first, mut second) = (a.create_label(), a.create_label(), a.create_label());
+            a.set_label(&mut top).unwrap();
+            for (space, sum, again) in [(rax, r8, &mut first), (rdx, r9, &mut second)] {
+                a.mov(cr3, space).unwrap();
+                a.mov(ecx, pages).unwrap();
+                a.mov(rbx, REGION).unwrap();
+                a.set_label(again).unwrap();
+                a.add(sum, qword_ptr(rbx)).unwrap();
+                a.add(rbx, 0x1000).unwrap();
+                a.dec(ecx).unwrap();
+                a.jnz(*again).unwrap();
+            }
+            a.dec(ebp).unwrap();
+            a.jnz(top).unwrap();
+            a.hlt().unwrap();
+        });
+        let present = 3 | 1 << 5;
+        let spaces = [0x9_0000_u64, 0xa_0000];
+        for (tables, frame) in spaces.into_iter().zip([DATA, DATA + 0x1000]) {
+            let mut write = |at: u64, value: u64| assert!(guest.board.ram.write_u64(GuestPhys(at), value));
+            write(tables, tables + 0x1000 + present);
+            write(tables + 0x1000, tables + 0x2000 + present);
+            for (large, next) in [(0, 0x3000), (1, 0x4000), (2, 0x4000)] {
+                write(tables + 0x2000 + 8 * large, tables + next + present);
+            }
+            for page in 0..512 {
+                write(tables + 0x3000 + 8 * page, (page << 12) + present);
+                write(tables + 0x4000 + 8 * page, frame + present);
+            }
+        }
+        assert!(guest.board.ram.write_u64(GuestPhys(DATA), 1));
+        assert!(guest.board.ram.write_u64(GuestPhys(DATA + 0x1000), 2));
+        let state = guest.cpu.state_mut();
+        [state.gpr[gpr::RAX], state.gpr[gpr::RDX]] = spaces;
+        state.gpr[gpr::RBP] = 3;
+        assert_eq!(guest.run(), Exit::Halted);
+        let sum = 3 * u64::from(pages);
+        assert_eq!((guest.reg(gpr::R8), guest.reg(gpr::R9)), (sum, 2 * sum), "{pages} pages");
+    }
 }
 
 /// Stores beside watched bytes are let through one by one: all that a run leaves is as without a watch,
