@@ -440,6 +440,12 @@ impl Asm {
         let third = (!vvvv & 15) << 3 | long << 2 | pp;
         self.bytes(&[0xc4, (!register >> 3 & 1) << 7 | 1 << 6 | (!base >> 3 & 1) << 5 | map, third]);
     }
+    /// `vpor xmm, xmm, [mem]`, for the first eight registers.
+    pub fn vpor(&mut self, register: u8, mem: Mem) {
+        debug_assert!(register < 8);
+        self.bytes(&[0xc5, 0x81 | (!register & 15) << 3, 0xeb]);
+        self.modrm_mem(register, &mem, 0);
+    }
     /// `vmovdqu ymm, [mem]` or, without AVX, `movups xmm, [mem]`; `store` turns it around.
     pub fn vector(&mut self, avx: bool, store: bool, register: u8, address: u32) {
         let r = register;
@@ -494,6 +500,7 @@ mod tests {
         assert_eq!(text(|a| a.vector(true, true, 1, 0x1000)), "vmovdqu [1000h],ymm1");
         assert_eq!(text(|a| a.vector(false, true, 12, 0x1000)), "movups [1000h],xmm12");
         assert_eq!(text(|a| a.vmovups(false, 9, Mem::base(Reg::R10, 0xa0))), "vmovups xmm9,[r10+0A0h]");
+        assert_eq!(text(|a| a.vpor(1, Mem::abs(0x1000))), "vpor xmm1,xmm1,[1000h]");
         assert_eq!(text(|a| a.vmovups(true, 1, Mem::abs(0x1000))), "vmovups [1000h],xmm1");
         assert_eq!(
             text(|a| a.store_upper(Mem::base(Reg::R10, 0x240), 15)),

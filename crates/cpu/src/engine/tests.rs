@@ -300,6 +300,23 @@ fn vector_and_x87_registers_survive_exits() {
 }
 
 #[test]
+fn the_upper_half_of_any_one_vector_register_survives_exits() {
+    for at in (0..16 * 32).filter(|at| at & 16 != 0) {
+        let mut g = Guest::program(|a| {
+            a.xor(eax, eax).unwrap();
+            a.cpuid().unwrap();
+            a.hlt().unwrap();
+        });
+        let mut ymm = [[0; 32]; 16];
+        ymm.iter_mut().for_each(|register| register[..16].fill(0x5a));
+        ymm[at / 32][at % 32] = 1;
+        g.cpu.state_mut().fpu.ymm = ymm;
+        assert_eq!(g.run(), Exit::Halted);
+        assert_eq!(g.cpu.state().fpu.ymm, ymm, "byte {} of register {}", at % 32, at / 32);
+    }
+}
+
+#[test]
 fn device_memory_is_reached_at_any_width() {
     let mut g = Guest::program(|a| {
         a.mov(rdi, 0x10_0000u64).unwrap();
