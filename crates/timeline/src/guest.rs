@@ -107,7 +107,7 @@ impl Default for Tuning {
             chaos: None,
             mirror_after: Some(3_000_000),
             translations: None,
-            disk_memory_bytes: 256 << 20,
+            disk_memory_bytes: 48 << 20,
             fault: None,
         }
     }
