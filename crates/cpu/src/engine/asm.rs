@@ -433,18 +433,22 @@ impl Asm {
         self.modrm_mem(register, &mem, 1);
         self.bytes(&[1]);
     }
+    /// `vpor xmm, xmm, [mem]`.
+    pub fn vpor(&mut self, register: u8, mem: Mem) {
+        self.vex_mem([1, 0, 1], register, register, mem);
+        self.bytes(&[0xeb]);
+        self.modrm_mem(register, &mem, 0);
+    }
+    /// `vzeroupper`.
+    pub fn vzeroupper(&mut self) {
+        self.bytes(&[0xc5, 0xf8, 0x77]);
+    }
     /// The VEX prefix of an instruction (its map, L and pp) with a memory operand that has no index.
     fn vex_mem(&mut self, [map, long, pp]: [u8; 3], vvvv: u8, register: u8, mem: Mem) {
         debug_assert!(mem.index.is_none());
         let base = mem.base.map_or(0, |base| base.0);
         let third = (!vvvv & 15) << 3 | long << 2 | pp;
         self.bytes(&[0xc4, (!register >> 3 & 1) << 7 | 1 << 6 | (!base >> 3 & 1) << 5 | map, third]);
-    }
-    /// `vpor xmm, xmm, [mem]`, for the first eight registers.
-    pub fn vpor(&mut self, register: u8, mem: Mem) {
-        debug_assert!(register < 8);
-        self.bytes(&[0xc5, 0x81 | (!register & 15) << 3, 0xeb]);
-        self.modrm_mem(register, &mem, 0);
     }
     /// `vmovdqu ymm, [mem]` or, without AVX, `movups xmm, [mem]`; `store` turns it around.
     pub fn vector(&mut self, avx: bool, store: bool, register: u8, address: u32) {
@@ -501,6 +505,8 @@ mod tests {
         assert_eq!(text(|a| a.vector(false, true, 12, 0x1000)), "movups [1000h],xmm12");
         assert_eq!(text(|a| a.vmovups(false, 9, Mem::base(Reg::R10, 0xa0))), "vmovups xmm9,[r10+0A0h]");
         assert_eq!(text(|a| a.vpor(1, Mem::abs(0x1000))), "vpor xmm1,xmm1,[1000h]");
+        assert_eq!(text(|a| a.vpor(9, Mem::base(Reg::R10, 0xa0))), "vpor xmm9,xmm9,[r10+0A0h]");
+        assert_eq!(text(Asm::vzeroupper), "vzeroupper");
         assert_eq!(text(|a| a.vmovups(true, 1, Mem::abs(0x1000))), "vmovups [1000h],xmm1");
         assert_eq!(
             text(|a| a.store_upper(Mem::base(Reg::R10, 0x240), 15)),

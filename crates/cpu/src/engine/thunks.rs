@@ -77,7 +77,7 @@ pub fn emit(asm: &mut Asm, base: u32, avx: bool) -> Thunks {
     asm.op_0f_mem(0xae, 3, field(Field::MXCSR));
     asm.op_0f_mem(0xae, 2, field(Field::HOST_MXCSR));
     if avx {
-        asm.bytes(&[0xc5, 0xf8, 0x77]); // vzeroupper
+        asm.vzeroupper();
     }
     asm.lea(Width::W64, Reg::RSP, Mem::base(Reg::RSP, 8));
     for r in CALLEE_SAVED.iter().rev() {
@@ -115,7 +115,7 @@ fn load_vectors(asm: &mut Asm, base: u32, avx: bool) {
     asm.bytes(&[0xc5, 0xf9, 0xeb, 0xc1]); // vpor xmm0, xmm0, xmm1
     asm.bytes(&[0xc4, 0xe2, 0x79, 0x17, 0xc0]); // vptest xmm0, xmm0
     let in_use = asm.jcc_forward(5);
-    asm.bytes(&[0xc5, 0xf8, 0x77]); // vzeroupper
+    asm.vzeroupper();
     registers(asm, false);
     let loaded = asm.jmp_forward();
     asm.bind32(in_use);
